@@ -1,0 +1,26 @@
+"""The audio encoder service: settings -> objects -> serve."""
+
+from __future__ import annotations
+
+from services.audio_encoder.encoder import AudioEncoder
+from services.audio_encoder.settings import AudioEncoderSettings
+from shared import topics, worker
+from shared.canary import Canary
+from shared.encoding import encode_step
+from shared.media import MediaStore
+from shared.service import serve
+from shared.settings import MediaSettings, ModelSettings, TextModelSettings, WorkerSettings
+
+SERVICE = "audio_encoder"
+
+
+def run() -> None:
+    stopped = worker.on_sigterm()
+    settings = AudioEncoderSettings()
+    encoder = AudioEncoder.load(ModelSettings(), settings, TextModelSettings())
+    step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder))
+    serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records)
+
+
+if __name__ == "__main__":
+    worker.main(SERVICE, run, log_level=WorkerSettings().log_level)

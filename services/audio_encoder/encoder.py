@@ -1,0 +1,218 @@
+"""Sounds to vectors of voice and of words, behind the `Encoder` protocol. No Kafka, no environment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+from services.audio_encoder import prosody, sounds
+from services.audio_encoder.settings import AudioEncoderSettings
+from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
+from services.audio_encoder.whisper import NAME, Heard, Whisper, padded_frames
+from shared.decoding import Decoders
+from shared.device import choose_device, state_digest
+from shared.e5 import E5
+from shared.encoding import Input, answer, halving, in_batches
+from shared.errors import InvalidMessage
+from shared.messages import Answer, Modality
+from shared.settings import ModelSettings, TextModelSettings
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A post's sound. spoken: whether a voice speaks in it. language: that of the post's text."""
+
+    waveform: Waveform
+    spoken: bool
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceModel:
+    """Another model's hearing of the voice: (samples,) at 16 kHz to (dimension,) float32."""
+
+    vector: Callable[[Waveform], Floats]
+    version: str
+    dimension: int
+
+
+class AudioEncoder:
+    """Posts' sounds to a vector of the voice and one of the words: `prepare` -> `forward` -> `finish`.
+
+    Several sounds of a post are heard one after another, `max_audio_s` in all.
+    """
+
+    slots: tuple[Modality, ...] = (Modality.AUDIO, Modality.SPEECH)
+
+    def __init__(
+        self,
+        whisper: Whisper,
+        e5: E5,
+        decode: Callable[[bytes], Waveform],
+        *,
+        max_audio_s: float,
+        decoders: int,
+        max_batch_frames: int,
+        max_batch_tokens: int,
+        voice: VoiceModel | None = None,
+    ) -> None:
+        """decode: a sound's bytes to its first `max_audio_s`, or InvalidMessage. decoders: at once."""
+        self._decode = decode
+        self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._whisper = whisper
+        self._e5 = e5
+        self._voice = voice
+        self._max_audio_s = max_audio_s
+        self._max_batch_frames = max_batch_frames
+        self._max_batch_tokens = max_batch_tokens
+        hearing = voice or whisper
+        self.model_version = f"{hearing.version}+prosody-1+{e5.model_version}"
+        self.dimensions: Mapping[Modality, int] = {
+            Modality.AUDIO: hearing.dimension + prosody.DIMENSION,
+            Modality.SPEECH: e5.dimension,
+        }
+
+    @classmethod
+    def load(cls, model: ModelSettings, audio: AudioEncoderSettings, text: TextModelSettings) -> AudioEncoder:
+        """Raises ValueError, FileNotFoundError or OSError when a model or the device cannot be had."""
+        if model.threads:
+            torch.set_num_threads(model.threads)
+        device = choose_device(model.device)
+        decoders = Decoders(
+            "services.audio_encoder.sounds:decoder",
+            audio.max_audio_s,
+            processes=audio.decoders,
+            memory_bytes=audio.decode_memory_bytes,
+            cpu_s=audio.decode_cpu_s,
+            max_bytes=4 * int(audio.max_audio_s * SAMPLE_RATE_HZ),
+        )
+        return cls(
+            Whisper.load(model.cache_dir, device=device, threads=model.threads),
+            E5.load(
+                text.model,
+                cache_dir=model.cache_dir,
+                device=device,
+                dtype=torch.float16 if device == "cuda" else torch.float32,
+                max_tokens=text.max_tokens,
+                prefix=text.prefix,
+                adapter=text.adapter,
+            ),
+            decoders.decode,
+            max_audio_s=audio.max_audio_s,
+            decoders=audio.decoders,
+            max_batch_frames=audio.max_batch_frames,
+            max_batch_tokens=text.max_batch_tokens,
+            voice=None if audio.model == NAME else _hugging_face(audio.model, model.cache_dir, device),
+        )
+
+    def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
+        return self.finish(self.forward(self.prepare(inputs)))
+
+    def prepare(self, inputs: Sequence[Input]) -> list[Clip | Exception]:
+        """The waveform of each post, and whether somebody speaks in it, or why there is none."""
+        return list(self._decoders.map(self._clip, inputs))
+
+    def forward(self, clips: Sequence[Clip | Exception]) -> list[Heard | Exception]:
+        """What was heard per clip, in order. A batch holds clips of one padded length."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, clip in enumerate(clips):
+            if not isinstance(clip, Exception):
+                by_length[padded_frames(clip.waveform)].append(i)
+        batches = []
+        for frames, indices in sorted(by_length.items()):
+            size = max(1, self._max_batch_frames // frames)
+            batches += [indices[start : start + size] for start in range(0, len(indices), size)]
+        return in_batches(self._listen, clips, batches)
+
+    def finish(self, heard: Sequence[Heard | Exception]) -> list[Mapping[Modality, Answer]]:
+        words = [item.words for item in heard if not isinstance(item, Exception)]
+        vectors = iter(halving(self._speech_vectors, words))
+        answers: list[Mapping[Modality, Answer]] = []
+        for item in heard:
+            if isinstance(item, Exception):
+                answers.append(dict.fromkeys(self.slots, answer(item)))
+            else:
+                speech = answer(next(vectors))
+                answers.append(
+                    {
+                        Modality.AUDIO: answer(item.voice),
+                        Modality.SPEECH: Answer(speech.vector, speech.absent_reason, item.words),
+                    }
+                )
+        return answers
+
+    def _clip(self, item: Input) -> Clip | Exception:
+        parts: list[Waveform] = []
+        left = int(self._max_audio_s * SAMPLE_RATE_HZ)
+        error = InvalidMessage("no sound in the post")
+        for content in item.media:
+            if left < sounds.MIN_SOUND_S * SAMPLE_RATE_HZ:
+                break
+            try:
+                parts.append(self._decode(content)[:left])
+            except InvalidMessage as reason:
+                error = reason
+                continue
+            left -= parts[-1].size
+        if not parts:
+            return error
+        waveform = np.concatenate(parts)
+        return Clip(waveform, bool(get_speech_timestamps(waveform, VadOptions())), item.language)
+
+    def _listen(self, clips: Sequence[Clip]) -> list[Heard]:
+        heard = self._whisper.listen(
+            [clip.waveform for clip in clips],
+            [clip.spoken for clip in clips],
+            [clip.language for clip in clips],
+        )
+        whole = []
+        for clip, item in zip(clips, heard, strict=True):
+            voice = item.voice if self._voice is None else self._voice.vector(clip.waveform)
+            whole.append(replace(item, voice=np.concatenate([voice, prosody.prosody(clip.waveform)])))
+        return whole
+
+    def _speech_vectors(self, words: Sequence[str]) -> list[Floats | Exception]:
+        vectors, present = self._e5.embed(words, self._max_batch_tokens)
+        return [
+            vector if said else InvalidMessage("no speech heard")
+            for vector, said in zip(vectors, present, strict=True)
+        ]
+
+
+def _hugging_face(model: str, cache_dir: Path, device: str) -> VoiceModel:
+    """wav2vec2, HuBERT, WavLM or Whisper: mean and deviation of the last states.
+
+    One clip at a time: the base models of wav2vec2 and HuBERT were trained without an attention mask, and
+    padding would change their vectors.
+    """
+    from transformers import (
+        AutoFeatureExtractor,
+        AutoModel,
+    )  # 17 s to import: only for those who configure it
+
+    hub = None if Path(model).is_dir() else cache_dir.expanduser() / "huggingface"
+    extractor = AutoFeatureExtractor.from_pretrained(model, cache_dir=hub)  # type: ignore[no-untyped-call]
+    network = AutoModel.from_pretrained(model, cache_dir=hub, use_safetensors=True)
+    network = getattr(network, "encoder", network) if network.config.model_type == "whisper" else network
+    network = network.to(device).eval()
+
+    @torch.inference_mode()
+    def vector(waveform: Waveform) -> Floats:
+        features = extractor(waveform, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+        name = extractor.model_input_names[0]
+        states = network(features[name].to(device)).last_hidden_state[0].float()
+        pooled: Floats = torch.cat([states.mean(0), states.std(0, correction=0)]).cpu().numpy()
+        return pooled
+
+    dimension = vector(np.zeros(SAMPLE_RATE_HZ, np.float32)).size
+    return VoiceModel(vector, f"{model if hub else Path(model).name}@{state_digest(network)}", dimension)

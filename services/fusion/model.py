@@ -1,0 +1,545 @@
+"""The fusion model: the vectors a post has, of whichever modalities, to one verdict. Numpy in, verdicts out.
+
+Knows no Kafka, no database, no encoder. Training lives in `services.training` and calls the network in here.
+
+    vectors -> (standardise, project) one token per slot -> a strategy makes one state of them -> heads
+
+A slot is a modality by its name in lower case ("text", "image", "audio", "speech"); a model trained on other
+features may have others. Every network answers for every subset of its slots, the empty one included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import factorial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.device import choose_device
+from shared.messages import Label, Modality, ModalityWeight, Vector, Verdict
+from shared.weights import sha256_of
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SENTIMENTS = ("negative", "neutral", "positive")
+EMOTIONS = ("anger", "joy", "sadness", "fear", "surprise", "disgust", "neutral")
+STRATEGIES = ("concat", "weighted", "attention", "tensor")
+HEADS = ("mlp", "svm", "cnn", "rnn")
+MAX_SLOTS = 8  # 2**slots passes explain a verdict
+
+_MAX_ROWS = 16_384  # rows through the network at once: bounds memory, costs no speed
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of a fusion network.
+
+    name: of the model, as it appears in verdicts. slots: width of each slot's vectors, in the order of the
+    mask's bits. classes: the labels. emotions: () for a model without that head. width: of a token.
+    layers, attention_heads: of the attention strategy. rank: of the tensor strategy.
+    """
+
+    slots: Mapping[str, int]
+    classes: tuple[str, ...] = SENTIMENTS
+    emotions: tuple[str, ...] = ()
+    name: str = "crowdtone-fusion"
+    strategy: str = "attention"
+    head: str = "mlp"
+    width: int = 128
+    layers: int = 2
+    attention_heads: int = 4
+    rank: int = 8
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy {self.strategy!r} is none of {', '.join(STRATEGIES)}")
+        if self.head not in HEADS:
+            raise ValueError(f"head {self.head!r} is none of {', '.join(HEADS)}")
+        if not 1 <= len(self.slots) <= MAX_SLOTS:
+            raise ValueError(f"{len(self.slots)} slots; 1 to {MAX_SLOTS} are possible")
+        if len(self.classes) < 2:
+            raise ValueError("a classifier needs two classes or more")
+
+
+class Fused(NamedTuple):
+    """What a strategy makes of a post: one state (B, d), and the sequence (B, T, d) it came from, masked (B,
+    T)."""
+
+    state: Tensor
+    sequence: Tensor
+    mask: Tensor
+
+
+class Concat(nn.Module):
+    """All tokens side by side, zeros for the absent, with the mask: one linear layer mixes them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        slots = len(config.slots)
+        self.mix = nn.Linear(slots * (config.width + 1), config.width)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Fused:
+        flat = torch.cat([tokens.flatten(1), present.to(tokens.dtype)], 1)
+        return Fused(functional.gelu(self.mix(flat)), tokens, present)
+
+
+class Weighted(nn.Module):
+    """A sum of the tokens, each weighted by a gate that reads it; a learned token stands in where there is
+    none.
+
+    Source: Arevalo et al. 2017 (gated multimodal units), section 3, with a softmax over the slots.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.prior = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.gate = nn.Linear(config.width, 1)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Fused:
+        tokens, present = _with_token(self.prior, tokens, present)
+        weights = self.gate(tokens)[:, :, 0].masked_fill(~present, float("-inf")).softmax(1)
+        weighted = tokens * weights[:, :, None]
+        return Fused(weighted.sum(1), weighted, present)
+
+
+class AttentionLayer(nn.Module):
+    """Self-attention and feed-forward with norms before each.
+
+    Source: Vaswani et al. 2017; Xiong et al. 2020.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.attention_heads
+        self.dropout_p = config.dropout
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.attention_out = nn.Linear(config.width, config.width)
+        self.inner_norm = nn.LayerNorm(config.width)
+        self.inner = nn.Linear(config.width, 2 * config.width)
+        self.outer = nn.Linear(2 * config.width, config.width)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        rows, length, width = states.shape
+        qkv = self.qkv(self.attention_norm(states))
+        q, k, v = qkv.view(rows, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width))
+        states = states + functional.dropout(mixed, self.dropout_p, self.training)
+        mixed = self.outer(functional.gelu(self.inner(self.inner_norm(states))))
+        return states + functional.dropout(mixed, self.dropout_p, self.training)
+
+
+class Attention(nn.Module):
+    """A transformer over the tokens that are there and one of its own, whose last state is the post's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.prior = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.layers = nn.ModuleList(AttentionLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Fused:
+        # Slots that no row of the batch has cost nothing: most posts are text alone.
+        used = present.any(0)
+        states, mask = _with_token(self.prior, tokens[:, used], present[:, used])
+        attended = None if bool(mask.all()) else mask[:, None, None, :]
+        for layer in self.layers:
+            states = layer(states, attended)
+        states = self.norm(states)
+        return Fused(states[:, 0], states, mask)
+
+
+class LowRankTensor(nn.Module):
+    """The outer product of all tokens, each with a 1 appended, through a weight tensor of low rank.
+
+    An absent slot's token is zero, so its factor is what it says when silent: the bias.
+    Source: Liu et al. 2018 (low-rank multimodal fusion), section 3.2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.shape = (config.rank, config.width)
+        self.factors = nn.ModuleList(
+            nn.Linear(config.width, config.rank * config.width) for _ in config.slots
+        )
+        for factor in self.factors:
+            assert isinstance(factor, nn.Linear)
+            nn.init.ones_(factor.bias)  # at the start an absent slot multiplies by one: it changes nothing
+        self.rank_weights = nn.Parameter(torch.randn(config.rank) * config.rank**-0.5)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Fused:
+        product = torch.ones(len(tokens), *self.shape, device=tokens.device, dtype=tokens.dtype)
+        for slot, factor in enumerate(self.factors):
+            product = product * factor(tokens[:, slot]).view(-1, *self.shape)
+        product = product * self.rank_weights[:, None]
+        mask = torch.ones(product.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Fused(self.norm(product.sum(1)), product, mask)
+
+
+def _with_token(token: Tensor, tokens: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The sequence with `token` put before it, and its mask."""
+    first = token.expand(len(tokens), 1, -1)
+    always = torch.ones(len(tokens), 1, dtype=torch.bool, device=present.device)
+    return torch.cat([first, tokens], 1), torch.cat([always, present], 1)
+
+
+class MlpHead(nn.Module):
+    """One hidden layer over the fused state."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(config.width, config.width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.width, outputs),
+        )
+
+    def forward(self, fused: Fused) -> Tensor:
+        return cast(Tensor, self.layers(fused.state))
+
+
+class SvmHead(nn.Module):
+    """A linear classifier over the fused state; training gives it the loss of Crammer and Singer 2001."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.width, outputs)
+
+    def forward(self, fused: Fused) -> Tensor:
+        return cast(Tensor, self.linear(fused.state))
+
+
+class CnnHead(nn.Module):
+    """A convolution of width 3 over the sequence, its maximum over the places, and the fused state beside it.
+
+    Source: Kim 2014 (convolutional networks for sentence classification), section 2.
+    """
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(config.width, config.width, 3, padding=1)
+        self.linear = nn.Linear(2 * config.width, outputs)
+
+    def forward(self, fused: Fused) -> Tensor:
+        masked = fused.sequence * fused.mask[:, :, None]
+        if masked.shape[1] == 0:
+            pooled = torch.zeros_like(fused.state)
+        else:
+            pooled = functional.relu(self.convolution(masked.transpose(1, 2))).amax(2)
+        return cast(Tensor, self.linear(torch.cat([pooled, fused.state], 1)))
+
+
+class RnnHead(nn.Module):
+    """A GRU that reads the sequence, starting from the fused state; absent places leave its state alone."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(config.width, config.width)
+        self.linear = nn.Linear(config.width, outputs)
+
+    def forward(self, fused: Fused) -> Tensor:
+        state = fused.state
+        for place in range(fused.sequence.shape[1]):
+            seen = fused.mask[:, place, None]
+            state = torch.where(seen, self.cell(fused.sequence[:, place], state), state)
+        return cast(Tensor, self.linear(state))
+
+
+_STRATEGIES = {"concat": Concat, "weighted": Weighted, "attention": Attention, "tensor": LowRankTensor}
+_HEADS = {"mlp": MlpHead, "svm": SvmHead, "cnn": CnnHead, "rnn": RnnHead}
+
+
+class FusionNetwork(nn.Module):
+    """Tokens, strategy and heads. `means` and `scales` standardise each slot; training sets them from its
+    data."""
+
+    temperatures: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.projections = nn.ModuleDict()
+        for slot, dimension in config.slots.items():
+            self.register_buffer(f"mean_{slot}", torch.zeros(dimension))
+            self.register_buffer(f"scale_{slot}", torch.ones(dimension))
+            self.projections[slot] = nn.Sequential(
+                nn.Dropout(config.dropout), nn.Linear(dimension, config.width), nn.LayerNorm(config.width)
+            )
+        self.kinds = nn.Parameter(torch.randn(len(config.slots), config.width) * 0.02)
+        self.fuse = _STRATEGIES[config.strategy](config)
+        self.classify = _HEADS[config.head](config, len(config.classes))
+        self.feel = MlpHead(config, len(config.emotions)) if config.emotions else None
+        # One temperature per subset of the slots, the mask read as a binary number (first slot: bit 0).
+        self.register_buffer("temperatures", torch.ones(2 ** len(config.slots)))
+
+    def standardise(self, slot: str, mean: Tensor, deviation: Tensor) -> None:
+        """Fix the centre and spread, both (D,), of a slot's vectors."""
+        self.get_buffer(f"mean_{slot}").copy_(mean)
+        self.get_buffer(f"scale_{slot}").copy_(1.0 / deviation.clamp_min(1e-6))
+
+    def project(self, vectors: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """(B, slots, d) tokens of each slot's (B, D) vectors; zero where `present` (B, slots) is not, or not
+        given."""
+        tokens = torch.zeros(len(present), len(self.config.slots), self.config.width, device=present.device)
+        for column, slot in enumerate(self.config.slots):
+            if slot in vectors:
+                centred = vectors[slot].float() - self.get_buffer(f"mean_{slot}")
+                token = (
+                    self.projections[slot](centred * self.get_buffer(f"scale_{slot}")) + self.kinds[column]
+                )
+                tokens[:, column] = token * present[:, column, None]
+        return tokens
+
+    def forward(self, tokens: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, classes) and emotion logits (B, emotions) of the tokens that `present` (B, slots) lets
+        through."""
+        fused = self.fuse(tokens * present[:, :, None], present)
+        return self.classify(fused), self.feel(fused) if self.feel is not None else None
+
+    def calibrated(self, logits: Tensor, present: Tensor) -> Tensor:
+        """Probabilities (B, classes): the softmax at the temperature of each row's subset. Source: Guo et al.
+        2017."""
+        return functional.softmax(logits / self.temperatures[subset_codes(present)][:, None], 1)
+
+
+def subset_codes(present: Tensor) -> Tensor:
+    """(B,) int64: each row of a (B, slots) mask as a binary number, the first slot being bit 0."""
+    return (present.long() << torch.arange(present.shape[1], device=present.device)).sum(1)
+
+
+def save(network: FusionNetwork, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write model.safetensors and config.json. facts: what else config.json should tell, such as encoder
+    versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
+    config = asdict(network.config)
+    (folder / CONFIG).write_text(json.dumps({"network": config, "facts": dict(facts or {})}, indent=1) + "\n")
+
+
+def load_network(folder: Path) -> FusionNetwork:
+    """Raises FileNotFoundError without a model in `folder`, ValueError when weights and config do not belong
+    together."""
+    raw = json.loads((folder / CONFIG).read_text())["network"]
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+    }
+    try:
+        network = FusionNetwork(ModelConfig(**known))
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"the model in {folder} is not one of this version: {error}") from error
+    return network.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a network says of a batch, in numbers.
+
+    probabilities: (N, classes) float64, calibrated. emotions: (N, emotions), no columns without that head.
+    contributions: (N, slots) exact Shapley values of `explained`, zero for absent slots.
+    explained, prior: (N,) the value explained, and the same of a post with nothing: prior + contributions =
+    explained.
+    """
+
+    probabilities: Doubles
+    emotions: Doubles
+    contributions: Doubles
+    explained: Doubles
+    prior: Doubles
+
+
+class FusionModel:
+    """A trained network behind the numpy surface that the service and the commands use.
+
+    encoders: model version of the encoder behind each modality's vectors in training; empty where unknown.
+    """
+
+    def __init__(
+        self,
+        network: FusionNetwork,
+        model_version: str,
+        device: str = "cpu",
+        encoders: Mapping[Modality, str] = MappingProxyType({}),
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.model_version = model_version
+        self.encoders = encoders
+        self.config = network.config
+        self.slots = tuple(network.config.slots)
+        self.dimensions: Mapping[Modality, int] = {
+            Modality[slot.upper()]: dimension
+            for slot, dimension in network.config.slots.items()
+            if slot.upper() in Modality.__members__
+        }
+        self._device = torch.device(device)
+        self._subsets = [_subsets(count) for count in range(len(self.slots) + 1)]
+
+    @classmethod
+    def load(cls, path: Path, device: str = "auto") -> FusionModel:
+        """The model in folder `path`. Raises FileNotFoundError or ValueError; device: auto | cpu | cuda."""
+        network = load_network(path)
+        version = f"{network.config.name}@{sha256_of(path / WEIGHTS)[:12]}"
+        trained_on = json.loads((path / CONFIG).read_text())["facts"].get("encoders", {})
+        encoders = {
+            Modality[slot.upper()]: encoder
+            for slot, encoder in trained_on.items()
+            if slot.upper() in Modality.__members__
+        }
+        return cls(network, version, choose_device(device), encoders)
+
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
+        """A verdict per post from the vectors it has; UNSCORED for a post with none that this model knows.
+
+        Raises ValueError for a vector of another length than the model's, or a model of other classes.
+        """
+        if self.config.classes != SENTIMENTS:
+            raise ValueError(f"a model of {', '.join(self.config.classes)} gives no sentiment")
+        known = {modality: modality.name.lower() for modality in self.dimensions}
+        opinion = self.judge(
+            [
+                {known[modality]: vector for modality, vector in post.items() if modality in known}
+                for post in posts
+            ]
+        )
+        order = [(self.slots.index(slot), modality) for modality, slot in sorted(known.items())]
+        verdicts = []
+        rows = zip(
+            posts,
+            opinion.probabilities.tolist(),
+            opinion.explained.tolist(),
+            opinion.contributions.tolist(),
+            opinion.emotions.tolist(),
+            strict=True,
+        )
+        for post, probabilities, score, contributions, emotions in rows:
+            weights = tuple(
+                ModalityWeight(modality, contributions[column])
+                for column, modality in order
+                if modality in post
+            )
+            if not weights:
+                verdicts.append(Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, self.model_version))
+                continue
+            label = Label(1 + max(range(3), key=probabilities.__getitem__))
+            feelings = dict(zip(self.config.emotions, emotions, strict=True))
+            verdicts.append(
+                Verdict(label, tuple(probabilities), score, weights, feelings, self.model_version)
+            )
+        return verdicts
+
+    @torch.inference_mode()
+    def judge(self, posts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Opinion:
+        """Probabilities, emotions and contributions per post, given by slot name; posts may have any subset.
+
+        What is explained is the score (positive less negative) of a sentiment model, else the probability of
+        the class that it gives.
+        """
+        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for row, post in enumerate(posts):
+            groups[tuple(slot for slot in self.slots if slot in post)].append(row)
+        count, classes = len(posts), len(self.config.classes)
+        probabilities = np.zeros((count, classes))
+        emotions = np.zeros((count, len(self.config.emotions)))
+        contributions = np.zeros((count, len(self.slots)))
+        explained, prior = np.zeros(count), np.zeros(count)
+        for slots, all_rows in groups.items():
+            step = max(1, _MAX_ROWS >> len(slots))
+            for start in range(0, len(all_rows), step):
+                rows = all_rows[start : start + step]
+                vectors = {slot: self._stack(slot, [posts[row][slot] for row in rows]) for slot in slots}
+                p, feelings, shares, base = self._judge_group(vectors, len(rows))
+                probabilities[rows] = p
+                emotions[rows] = feelings
+                explained[rows] = self._explained(p, p)
+                prior[rows] = base
+                for share, slot in zip(shares.T, slots, strict=True):
+                    contributions[rows, self.slots.index(slot)] = share
+        return Opinion(probabilities, emotions, contributions, explained, prior)
+
+    def _stack(self, slot: str, vectors: list[npt.NDArray[Any]]) -> Tensor:
+        stacked = np.stack(vectors)
+        if stacked.shape[1:] != (self.config.slots[slot],):
+            raise ValueError(
+                f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
+            )
+        return torch.from_numpy(stacked).to(self._device)
+
+    def _judge_group(
+        self, vectors: Mapping[str, Tensor], count: int
+    ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
+        """Posts that all have the same slots: probabilities, emotions, (N, slots present) Shapley values,
+        priors.
+
+        Source: Shapley 1953. With at most 4 slots the 16 subsets are all evaluated: nothing is sampled.
+        """
+        columns = [self.slots.index(slot) for slot in vectors]
+        subsets, weights = self._subsets[len(columns)]  # (S, k) bool, (S, k): the last subset is the whole
+        whole = torch.zeros(count, len(self.slots), dtype=torch.bool, device=self._device)
+        whole[:, columns] = True
+        tokens = self.network.project(vectors, whole)
+        full, feelings = self._forward(tokens, whole)
+        nothing = torch.zeros(1, len(self.slots), dtype=torch.bool, device=self._device)
+        empty, _ = self._forward(tokens[:1] * 0, nothing)
+        empty = np.repeat(empty, count, 0)
+        between = subsets[1:-1]
+        values = [self._explained(empty, full)]
+        if len(between):
+            present = torch.zeros(len(between), len(self.slots), dtype=torch.bool, device=self._device)
+            present[:, columns] = torch.from_numpy(between).to(self._device)
+            # One subset at a time keeps every row of a pass alike, so that absent slots are not computed at
+            # all.
+            for mask in present:
+                partial, _ = self._forward(tokens, mask.expand(count, -1))
+                values.append(self._explained(partial, full))
+        if columns:
+            values.append(self._explained(full, full))
+        stacked = np.stack(values, 1)  # (N, S)
+        return full, feelings, stacked @ weights, stacked[:, 0]
+
+    def _forward(self, tokens: Tensor, present: Tensor) -> tuple[Doubles, Doubles]:
+        logits, emotion_logits = self.network(tokens, present)
+        p = self.network.calibrated(logits, present).double()
+        feelings = np.zeros((len(tokens), 0))
+        if emotion_logits is not None:
+            feelings = emotion_logits.double().softmax(1).cpu().numpy()
+        return (p / p.sum(1, keepdim=True)).cpu().numpy(), feelings
+
+    def _explained(self, probabilities: Doubles, final: Doubles) -> Doubles:
+        """(N,) the value whose change is explained, given what the whole post was given."""
+        if self.config.classes == SENTIMENTS:
+            return probabilities[:, 2] - probabilities[:, 0]
+        return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
+
+
+def _subsets(count: int) -> tuple[npt.NDArray[np.bool_], Doubles]:
+    """All subsets of `count` players, (S, count) from the empty to the whole, and the (S, count) weights by
+    which their values sum to each player's Shapley value."""
+    members = [set(chosen) for size in range(count + 1) for chosen in combinations(range(count), size)]
+    masks = np.array([[player in subset for player in range(count)] for subset in members], bool)
+    masks = masks.reshape(len(members), count)
+    weights = np.zeros((len(members), count))
+    for row, subset in enumerate(members):
+        for player in range(count):
+            others = len(subset - {player})
+            share = factorial(others) * factorial(count - others - 1) / factorial(count)
+            weights[row, player] = share if player in subset else -share
+    return masks, weights

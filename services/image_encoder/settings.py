@@ -1,0 +1,28 @@
+"""What the image encoder is configured with."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import Settings
+
+
+class ImageEncoderSettings(Settings):
+    model_config = SettingsConfigDict(env_prefix="CROWDTONE_IMAGE_")
+
+    model: str = Field("efficientnet-lite0", description="the default, a Hugging Face id or a local folder")
+    max_pixels: int = Field(
+        40_000_000, ge=64, description="larger pictures are not decoded: up to 800 MB of memory"
+    )
+    max_batch_pixels: int = Field(16 * 224 * 224, ge=1, description="pixels a batch of the model may hold")
+    max_poll_records: int = Field(128, ge=1, description="posts of one step at most")
+    decoders: int = Field(1, ge=1, description="processes that decode, each of them 40 MB at rest")
+    decode_memory_bytes: int = Field(
+        1024 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        description="address space one picture may take to decode; one that needs more is absent",
+    )
+    decode_cpu_s: float = Field(
+        3.0, gt=0, description="CPU time one picture may take to decode; one that needs more is absent"
+    )

@@ -1,0 +1,68 @@
+"""Words to vectors: the text model behind the `Encoder` protocol. No Kafka, no protobuf, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shared.device import choose_device
+from shared.e5 import E5, Reading, token_batches
+from shared.encoding import Input, answer, halving, in_batches
+from shared.errors import InvalidMessage
+from shared.messages import Answer, Modality
+from shared.settings import ModelSettings, TextModelSettings
+
+Floats = npt.NDArray[np.float32]
+
+
+class TextEncoder:
+    """Posts' texts to vectors: `prepare` (CPU) -> `forward` (device) -> `finish` (numpy)."""
+
+    slots: tuple[Modality, ...] = (Modality.TEXT,)
+
+    def __init__(self, e5: E5, *, max_batch_tokens: int) -> None:
+        self._e5 = e5
+        self._max_batch_tokens = max_batch_tokens
+        self.model_version = e5.model_version
+        self.dimensions: Mapping[Modality, int] = {Modality.TEXT: e5.dimension}
+
+    @classmethod
+    def load(cls, model: ModelSettings, text: TextModelSettings) -> TextEncoder:
+        """Raises ValueError, FileNotFoundError or OSError when the model or the device cannot be had."""
+        if model.threads:
+            torch.set_num_threads(model.threads)
+        device = choose_device(model.device)
+        e5 = E5.load(
+            text.model,
+            cache_dir=model.cache_dir,
+            device=device,
+            dtype=torch.float16 if device == "cuda" else torch.float32,
+            max_tokens=text.max_tokens,
+            prefix=text.prefix,
+            adapter=text.adapter,
+        )
+        return cls(e5, max_batch_tokens=text.max_batch_tokens)
+
+    def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
+        return self.finish(self.forward(self.prepare(inputs)))
+
+    def prepare(self, inputs: Sequence[Input]) -> list[Reading | Exception]:
+        """Token ids of each text and what the lexicon says of it, or why there are none."""
+        rows = halving(self._e5.read, [item.text for item in inputs])
+        return [
+            row if isinstance(row, Exception) or row.ids else InvalidMessage("empty text") for row in rows
+        ]
+
+    def forward(self, rows: Sequence[Reading | Exception]) -> list[Floats | Exception]:
+        """(D,) float32 per row, in order. A batch holds rows of similar length, up to the token budget."""
+        lengths = [0 if isinstance(row, Exception) else len(row.ids) for row in rows]
+        return in_batches(self._vectors, rows, token_batches(lengths, self._max_batch_tokens))
+
+    def finish(self, vectors: Sequence[Floats | Exception]) -> list[Mapping[Modality, Answer]]:
+        return [{Modality.TEXT: answer(vector)} for vector in vectors]
+
+    def _vectors(self, rows: Sequence[Reading]) -> list[Floats]:
+        return list(self._e5.vectors(rows))

