@@ -56,6 +56,10 @@ class Away(InvalidMessage):
     """Not the address is wrong: its host did not answer, or too slowly."""
 
 
+class _TooManyBytes(Exception):
+    """Not a ValueError: `http.client` would take it for a malformed chunk wherever it reads a chunk's size."""
+
+
 def resolve(host: str, port: int) -> Sequence[str]:
     """By the system's resolver. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -118,6 +122,8 @@ class Fetcher:
                     return self._read(response)
         except InvalidMessage:
             raise
+        except _TooManyBytes as error:
+            raise InvalidMessage("more bytes than the limit") from error
         except ssl.SSLCertVerificationError as error:
             raise InvalidMessage(f"{target.host}: {error.verify_message}") from error
         except TimeoutError as error:
@@ -280,7 +286,7 @@ class _Wire(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Raises TimeoutError past the deadline, InvalidMessage past the bytes."""
+        """Raises TimeoutError past the deadline, _TooManyBytes past the bytes."""
         left_s = self._deadline_s - self._clock()
         if left_s <= 0:
             raise TimeoutError
@@ -288,7 +294,7 @@ class _Wire(io.RawIOBase):
         received = self._connection.recv_into(buffer)
         self._left -= received
         if self._left < 0:
-            raise InvalidMessage("more bytes than the limit")
+            raise _TooManyBytes
         return received
 
 
