@@ -57,7 +57,7 @@ class Away(InvalidMessage):
 
 
 class _TooManyBytes(Exception):
-    """Not a ValueError: `http.client` would take it for a malformed chunk wherever it reads a chunk's size."""
+    """Not a ValueError: `http.client` takes one for a malformed chunk while it reads a chunk's size."""
 
 
 def resolve(host: str, port: int) -> Sequence[str]:

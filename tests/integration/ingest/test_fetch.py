@@ -298,7 +298,10 @@ def test_a_host_that_stays_away_is_left_alone_for_a_while() -> None:
         (http(length=None, Transfer_Encoding="chunked") + b"5\r\nab", "broke off"),
         (http(length=None, Transfer_Encoding="chunked") + b"-5\r\nab", "broke off"),
         (http(length=None, Transfer_Encoding="chunked") + b"x\r\nab", "broke off"),
-        (http(length=None, Transfer_Encoding="chunked") + b"1\r\na\r\n" * 100_000, "more bytes than the limit"),
+        (
+            http(length=None, Transfer_Encoding="chunked") + b"1\r\na\r\n" * 100_000,
+            "more bytes than the limit",
+        ),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 20_000, "more bytes than the limit"),
         (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n", "no HTTP"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", "no HTTP"),
