@@ -67,7 +67,7 @@ fuzz: setup  ## Run atheris at every place where strangers' bytes come in. FUZZ_
 	$(BIN)/python -m tests.fuzz $(TARGET) --seconds $(or $(FUZZ_SECONDS),60)
 
 bench: setup  ## Measure the steps on this machine; docs/BENCHMARKS.md says how to read it.
-	@$(BIN)/python -m benchmarks encode && $(BIN)/python -m benchmarks join
+	@$(BIN)/crowdtone bench encode && $(BIN)/crowdtone bench join
 
 # $(call protoc,FOLDER): messages, gRPC code and types of all protos. -I. makes generated imports paths of this repository.
 protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. --python_out=$(1) --mypy_out=quiet:$(1) \

@@ -1,4 +1,4 @@
-"""`python -m benchmarks backlog`: many posts wait; what a service holds in memory while it works them off.
+"""`crowdtone bench backlog`: many posts wait; what a service holds in memory while it works them off.
 
 On servers of its own, started for the run and removed after it.
 """
@@ -19,11 +19,13 @@ from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
+import typer
 
 from benchmarks import load
+from benchmarks.figures import AsJson, show
 from deploy.local import stack
 from deploy.local.postgres import create_database
 from deploy.local.state import load as load_state
@@ -45,6 +47,18 @@ MIB: Final = 1024 * 1024
 class Service(StrEnum):
     fusion = "fusion"
     text_encoder = "text_encoder"
+
+
+def command(
+    service: Annotated[Service, typer.Option(help="Which one works it off.")] = Service.fusion,
+    posts: Annotated[int, typer.Option(help="Posts that wait before it starts.", min=1)] = 100_000,
+    limit_s: Annotated[
+        float, typer.Option(help="Watch for so long at most; what is left then is told.")
+    ] = 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a topic, start one process of a service, and watch its memory until it has drained it."""
+    show("backlog", backlog(service, posts, limit_s), as_json)
 
 
 def backlog(service: Service, posts: int, limit_s: float) -> dict[str, object]:

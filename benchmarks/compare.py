@@ -1,4 +1,4 @@
-"""`python -m benchmarks compare`: every fusion strategy with every head, beside classical baselines.
+"""`crowdtone bench compare`: every fusion strategy with every head, beside classical baselines.
 
 The same rows, splits and seeds for all of them. Networks stop, and baselines choose their C, by rows held out
 of the training rows: what a table is measured on was used for nothing else.

@@ -48,6 +48,7 @@ ENTRIES: Final = (
     Entry("run", "deploy.local.cli:run", SYSTEM, "Run services, restart what dies, drain on Ctrl-C."),
     Entry("verify", "services.fusion.cli:verify", SYSTEM, "Recompute the trends; exit 1 on any difference."),
     Entry("dlq", "deploy.dlq:app", SYSTEM, "Dead letters: list, show, replay, purge."),
+    Entry("bench", "benchmarks.__main__:app", SYSTEM, "Measure what the services cost on this machine."),
     Entry("ingest", "services.ingest.cli:app", FEED, "Read posts from files and feeds."),
     Entry("topics", "services.api.cli:topics_app", FEED, "What to look for: list, create, load, delete."),
     Entry("query", "services.api.cli:query_app", FEED, "Trends and posts, as tables or JSON."),
