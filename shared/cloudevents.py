@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime
+from functools import lru_cache
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -22,16 +23,27 @@ def headers(
     id: unique within `source`; the same event replayed has the same id.
     type: "crowdtone.v1.<Message>". source: the service. time: aware, UTC.
     """
-    values = {
-        "ce_specversion": "1.0",
-        "ce_id": id,
-        "ce_type": type,
-        "ce_source": f"/crowdtone/{source}",
-        "ce_time": time.isoformat().replace("+00:00", "Z"),
-        "content-type": content_type,
-        "traceparent": traceparent,
-    }
-    return tuple((name, value.encode()) for name, value in values.items())
+    return (
+        *_fixed(type, source, content_type),
+        ("ce_id", id.encode()),
+        ("ce_time", _time(time)),
+        ("traceparent", traceparent.encode()),
+    )
+
+
+@lru_cache(maxsize=64)
+def _fixed(type: str, source: str, content_type: str) -> Headers:
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_type", type.encode()),
+        ("ce_source", f"/crowdtone/{source}".encode()),
+        ("content-type", content_type.encode()),
+    )
+
+
+@lru_cache(maxsize=64)  # all verdicts of a step are of one time
+def _time(time: datetime) -> bytes:
+    return time.isoformat().replace("+00:00", "Z").encode()
 
 
 def new_trace() -> str:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -31,25 +34,43 @@ from shared.messages import (
 
 MAX_DIMENSION = 16_384
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# The times protobuf knows: the years 1 to 9999. Source: google/protobuf/timestamp.proto.
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
+_MODALITIES: Final = {int(modality): modality for modality in Modality}
+# Whatever a post may expect, as post_to_proto writes it: one object for all posts that expect the same.
+_EXPECTED: Final = {
+    some: frozenset(map(Modality, some))
+    for size in range(len(Modality) + 1)
+    for some in combinations(sorted(_MODALITIES), size)
+}
+_FLOAT16_EXPONENT: Final = 0x7C00  # all its bits are set in infinity and NaN, and in nothing else
+
 
 def _timestamp(time: datetime) -> Timestamp:
     stamp = Timestamp()
-    stamp.FromDatetime(time.astimezone(UTC))
+    _set(stamp, time)
     return stamp
 
 
+def _set(stamp: Timestamp, time: datetime) -> None:
+    since = time - _EPOCH
+    stamp.seconds = since.days * 86_400 + since.seconds
+    stamp.nanos = since.microseconds * 1_000
+
+
 def _datetime(stamp: Timestamp, what: str) -> datetime:
-    try:
-        return stamp.ToDatetime(tzinfo=UTC)
-    except ValueError as error:
-        raise InvalidMessage(f"{what} is not a time: {error}") from error
+    seconds, nanos = stamp.seconds, stamp.nanos
+    if not (_FIRST_S <= seconds <= _LAST_S and 0 <= nanos < 1_000_000_000):
+        raise InvalidMessage(f"{what} is not a time: {seconds} s and {nanos} ns")
+    return _EPOCH + timedelta(0, seconds, nanos // 1_000)
 
 
 def _modality(number: int) -> Modality:
-    try:
-        return Modality(number)
-    except ValueError as error:
-        raise InvalidMessage(f"unknown modality {number}") from error
+    modality = _MODALITIES.get(number)
+    if modality is None:
+        raise InvalidMessage(f"unknown modality {number}")
+    return modality
 
 
 def post_to_proto(post: Post) -> pb.Post:
@@ -83,42 +104,50 @@ def post_to_proto(post: Post) -> pb.Post:
 
 def post_from_proto(message: pb.Post) -> Post:
     """Raises InvalidMessage where a field the rest relies on is missing or not what it should be."""
-    if not message.post_id or not message.platform:
+    post_id, platform, language = message.post_id, message.platform, message.language
+    matched = tuple(message.topics[:])  # a slice is a list at once: half the time
+    if not post_id or not platform:
         raise InvalidMessage("post without post_id or platform")
-    if "\0" in message.post_id + message.platform + message.language + "".join(message.topics):
+    if "\0" in "".join((post_id, platform, language, *matched)):
         raise InvalidMessage("post with NUL in its post_id, platform, language or topics")
     if not message.HasField("event_time"):
         raise InvalidMessage("post without event_time")
-    if message.version < 0:
-        raise InvalidMessage(f"post of version {message.version}")
-    expected = frozenset(_modality(number) for number in message.expected)
+    version = message.version
+    if version < 0:
+        raise InvalidMessage(f"post of version {version}")
+    numbers = tuple(message.expected[:])
+    expected = _EXPECTED.get(numbers)
+    if expected is None:
+        expected = frozenset(map(_modality, numbers))
     if Modality.TEXT not in expected:
         raise InvalidMessage("post does not expect TEXT, so it might never be answered")
+    media = message.media
     return Post(
-        post_id=message.post_id,
-        platform=message.platform,
-        event_time=_datetime(message.event_time, "event_time"),
-        ingest_time=_datetime(message.ingest_time, "ingest_time"),
-        language=message.language or "und",
-        text=message.text,
-        media=tuple(
-            Media(
-                _modality(media.kind),
-                media.sha256,
-                media.mime_type,
-                media.size_bytes,
-                media.source_url,
-                media.absent_reason,
-            )
-            for media in message.media
-        ),
-        topics=tuple(message.topics),
-        expected=expected,
-        author_hash=message.author_hash,
-        url=message.url,
-        traceparent=message.traceparent,
-        deleted=message.deleted,
-        version=message.version,
+        post_id,
+        platform,
+        _datetime(message.event_time, "event_time"),
+        _datetime(message.ingest_time, "ingest_time"),
+        language or "und",
+        message.text,
+        tuple(map(_media, media)) if media else (),
+        matched,
+        expected,
+        message.author_hash,
+        message.url,
+        message.traceparent,
+        message.deleted,
+        version,
+    )
+
+
+def _media(message: pb.Media) -> Media:
+    return Media(
+        _modality(message.kind),
+        message.sha256,
+        message.mime_type,
+        message.size_bytes,
+        message.source_url,
+        message.absent_reason,
     )
 
 
@@ -168,7 +197,7 @@ def encode_embeddings(
         dimension=batch.dimension,
         entries=[
             pb.EmbeddingEntry(
-                post=post_to_proto(entry.post),
+                post=entry.wire or post_to_proto(entry.post).SerializeToString(),
                 absent_reason=entry.answer.absent_reason,
                 transcript=entry.answer.transcript,
             )
@@ -192,43 +221,43 @@ def encode_embeddings(
     )
 
 
-def decode_embeddings(value: bytes) -> EmbeddingBatch:
-    """Raises InvalidMessage when the matrix does not fit the entries or holds a number that is not finite."""
+def decode_embeddings(value: bytes, known: Mapping[bytes, Post] = MappingProxyType({})) -> EmbeddingBatch:
+    """Raises InvalidMessage when the matrix does not fit the entries or holds a number that is not finite.
+
+    known: posts decoded before, by their bytes: each comes with every modality, and is parsed and checked
+    once.
+    """
     try:
         message = pb.EmbeddingBatch.FromString(value)
     except DecodeError as error:
         raise InvalidMessage(f"not an EmbeddingBatch: {error}") from error
-    if not 0 < message.dimension <= MAX_DIMENSION:
-        raise InvalidMessage(f"dimension {message.dimension} is not in 1..{MAX_DIMENSION}")
-    rows = sum(1 for entry in message.entries if not entry.absent_reason)
-    if len(message.vectors) != rows * message.dimension * 2:
-        raise InvalidMessage(
-            f"{len(message.vectors)} bytes of vectors for {rows} rows of {message.dimension} float16 values"
-        )
-    matrix = np.frombuffer(message.vectors, "<f2").reshape(rows, message.dimension)
-    if not np.isfinite(matrix).all():
+    modality, dimension = _modality(message.modality), message.dimension
+    if not 0 < dimension <= MAX_DIMENSION:
+        raise InvalidMessage(f"dimension {dimension} is not in 1..{MAX_DIMENSION}")
+    answered = list(message.entries)
+    rows = len(answered) - sum(1 for entry in answered if entry.absent_reason)
+    vectors = message.vectors
+    if len(vectors) != rows * dimension * 2:
+        raise InvalidMessage(f"{len(vectors)} bytes of vectors for {rows} rows of {dimension} float16 values")
+    bits = np.frombuffer(vectors, "<u2")
+    if bits.size and (bits & _FLOAT16_EXPONENT).max() == _FLOAT16_EXPONENT:
         raise InvalidMessage("vectors hold NaN or infinity")
+    row = iter(bits.view("<f2").reshape(rows, dimension))
     entries = []
-    row = 0
-    for entry in message.entries:
-        vector = None
-        if not entry.absent_reason:
-            vector = matrix[row]
-            row += 1
-        answer = Answer(vector, entry.absent_reason, entry.transcript)
-        entries.append(EmbeddingEntry(post_from_proto(entry.post), answer))
-    return EmbeddingBatch(
-        _modality(message.modality), message.model_version, message.dimension, tuple(entries)
-    )
+    for entry in answered:
+        wire, absent_reason = entry.post, entry.absent_reason
+        post = known.get(wire) or decode_post(wire)
+        answer = Answer(None if absent_reason else next(row), absent_reason, entry.transcript)
+        entries.append(EmbeddingEntry(post, answer, wire))
+    return EmbeddingBatch(modality, message.model_version, dimension, tuple(entries))
 
 
 def sentiment_to_proto(sentiment: PostSentiment) -> pb.PostSentiment:
     post, verdict = sentiment.post, sentiment.verdict
     negative, neutral, positive = verdict.probabilities
-    return pb.PostSentiment(
+    message = pb.PostSentiment(
         post_id=post.post_id,
         revision=sentiment.revision,
-        event_time=_timestamp(post.event_time),
         platform=post.platform,
         language=post.language,
         topics=post.topics,
@@ -237,21 +266,23 @@ def sentiment_to_proto(sentiment: PostSentiment) -> pb.PostSentiment:
         neutral=neutral,
         positive=positive,
         score=verdict.score,
-        modalities=[
-            pb.ModalityWeight(
-                modality=pb.Modality.ValueType(weight.modality),
-                contribution=weight.contribution,
-                absent_reason=weight.absent_reason,
-            )
-            for weight in verdict.modalities
-        ],
-        emotions=[pb.Emotion(name=name, probability=p) for name, p in verdict.emotions.items()],
         model_version=verdict.model_version,
         complete=sentiment.complete,
-        classified_time=_timestamp(sentiment.classified_time),
         transcript=sentiment.transcript,
         deleted=post.deleted,
     )
+    # What is nested is made in its place: given to the constructor it would be made, then copied.
+    _set(message.event_time, post.event_time)
+    _set(message.classified_time, sentiment.classified_time)
+    for weight in verdict.modalities:
+        message.modalities.add(
+            modality=pb.Modality.ValueType(weight.modality),
+            contribution=weight.contribution,
+            absent_reason=weight.absent_reason,
+        )
+    for name, probability in verdict.emotions.items():
+        message.emotions.add(name=name, probability=probability)
+    return message
 
 
 def encode_sentiment(sentiment: PostSentiment) -> Output:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from io import StringIO
 from typing import Any, Final, TypeVar
 
@@ -105,22 +104,15 @@ def retried(work: Callable[[], T], *, retry_s: float, what: str) -> T:
         raise
 
 
-def copy_in(
-    connection: sa.Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> None:
+def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], content: str) -> None:
     """Append rows to a table by COPY, inside the connection's transaction.
 
-    rows: values of `columns`: text, numbers, aware times, and tuples of text for arrays. None is not taken.
+    content: a line for each row, the text of its values between tabs; see `copy_texts` and `copy_array`.
     Raises what SQLAlchemy raises for an ordinary statement.
     """
-    content = StringIO()
-    for row in rows:
-        content.write("\t".join(map(_copy_field, row)))
-        content.write("\n")
-    content.seek(0)
     statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
     try:
-        connection.connection.cursor().copy_expert(statement, content)
+        connection.connection.cursor().copy_expert(statement, StringIO(content))
     except psycopg2.Error as error:
         closed = bool(getattr(connection.connection.dbapi_connection, "closed", True))
         if closed:
@@ -130,29 +122,14 @@ def copy_in(
         ) from error
 
 
-def _copy_field(value: Any) -> str:
-    form = _COPY_FORMS.get(type(value))
-    if form is None:
-        form = next((form for kind, form in _COPY_FORMS.items() if isinstance(value, kind)), None)
-    if form is None:
-        raise TypeError(f"no COPY form for {type(value).__name__}")
-    return form(value)
+def copy_texts(values: Sequence[str]) -> Sequence[str]:
+    """The values of a text column, escaped for COPY; that none needs it is what one search tells."""
+    if not _COPY_ESCAPED.search("".join(values)):
+        return values
+    return [value.translate(_COPY_ESCAPES) if _COPY_ESCAPED.search(value) else value for value in values]
 
 
-def _copy_text(value: str) -> str:
-    return value.translate(_COPY_ESCAPES) if _COPY_ESCAPED.search(value) else value
-
-
-def _copy_array(items: tuple[str, ...]) -> str:
+def copy_array(items: Iterable[str]) -> str:
+    """An array as the text of one value; in COPY it is escaped like any other text."""
     quoted = (item.replace("\\", "\\\\").replace('"', '\\"') for item in items)
-    return _copy_text("{" + ",".join(f'"{item}"' for item in quoted) + "}")
-
-
-# Subclasses (an IntEnum, a float64) are written as what they are derived from.
-_COPY_FORMS: Final[dict[type, Callable[[Any], str]]] = {
-    str: _copy_text,
-    int: int.__repr__,
-    float: float.__repr__,
-    datetime: datetime.isoformat,
-    tuple: _copy_array,
-}
+    return "{" + ",".join(f'"{item}"' for item in quoted) + "}"

@@ -122,10 +122,10 @@ def encode_step(
         answers = iter(_answers(encoder, media, flat, canary, media_bytes))
         for partition, batch in batches.items():
             for part in _parts(batch):
-                rows = [(post, next(answers)) for _, post in part]
+                rows = [(post, next(answers), record.value) for record, post in part]
                 first, last = part[0][0], part[-1][0]
                 for slot in encoder.slots:
-                    entries = tuple(EmbeddingEntry(post, answer[slot]) for post, answer in rows)
+                    entries = tuple(EmbeddingEntry(post, answer[slot], wire) for post, answer, wire in rows)
                     metrics.ABSENT.labels(service).inc(sum(entry.answer.vector is None for entry in entries))
                     outputs.append(
                         codec.encode_embeddings(

@@ -1,4 +1,4 @@
-"""What flows between the services, as frozen dataclasses. Pure: no protobuf, no Kafka, no clock."""
+"""What flows between the services, as values. Pure: no protobuf, no Kafka, no clock."""
 
 from __future__ import annotations
 
@@ -6,16 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float16]
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: type[T]) -> type[T]:
+    """A dataclass that nobody changes: mypy refuses it.
+
+    At run time nothing does: `frozen=True` sets every field through a call, 2.4 instead of 0.7 us a Post.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
 class Modality(IntEnum):
     """One slot of the fusion model; the values are those of the proto."""
+
+    __hash__ = int.__hash__  # Enum's is a function in Python, called for every look-up of a modality
 
     TEXT = 1
     IMAGE = 2
@@ -32,7 +44,7 @@ class Label(IntEnum):
     UNSCORED = 4
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Media:
     """A picture (`IMAGE`) or a sound (`AUDIO`) of a post; `sha256` is empty when it was never fetched.
 
@@ -47,7 +59,7 @@ class Media:
     absent_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Post:
     """One post as ingest accepted it. Times are aware and UTC; `expected` always holds TEXT.
 
@@ -76,7 +88,7 @@ class Post:
         return self.deleted, 0 if self.deleted else self.version
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """What an encoder says of one modality of one post: a vector, or why there is none.
 
@@ -89,15 +101,19 @@ class Answer:
     transcript: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EmbeddingEntry:
-    """One post's answer inside a batch; `vector` is a view of the batch's matrix."""
+    """One post's answer inside a batch; `vector` is a view of the batch's matrix.
+
+    wire: the post as it came, to be passed on as it is; empty where it did not come by wire.
+    """
 
     post: Post
     answer: Answer
+    wire: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EmbeddingBatch:
     """Many posts of one partition, one modality, one model version."""
 
@@ -107,7 +123,7 @@ class EmbeddingBatch:
     entries: tuple[EmbeddingEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ModalityWeight:
     """Signed contribution of one modality to a score; contributions and prior sum to the score."""
 
@@ -116,7 +132,7 @@ class ModalityWeight:
     absent_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Verdict:
     """What the model says of one post, before it has a place in the tables.
 
@@ -132,7 +148,7 @@ class Verdict:
     model_version: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PostSentiment:
     """A verdict as published: one post, one revision."""
 
@@ -151,7 +167,7 @@ class AlertState(IntEnum):
     WITHDRAWN = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Alert:
     """A window of a topic in which something turned. The same window and kind is always the same alert.
 
@@ -184,7 +200,7 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Record:
     """One record as read from Kafka. `topic` is the logical name, without the deployment's prefix."""
 
@@ -197,7 +213,7 @@ class Record:
     timestamp_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Output:
     """One record to write. Without `partition` Kafka's default partitioner places it by key."""
 
@@ -208,7 +224,7 @@ class Output:
     partition: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """What a step made of its records.
 

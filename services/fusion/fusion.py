@@ -6,18 +6,20 @@ Knows the join, a classifier and a store; no Kafka, no clock, no torch, no SQL.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from services.fusion.join import Answers, Closed, Join, merge
-from services.fusion.revision import Outcome, Scored, Written
+from services.fusion.revision import Outcome, Scored, Written, expected_mask, mask
 from services.fusion.store import Claim
 from shared import codec, metrics, topics
 from shared.errors import Fenced, InvalidMessage, Unavailable
 from shared.messages import (
     EmbeddingBatch,
+    Label,
     Modality,
     ModalityWeight,
     Output,
@@ -121,8 +123,7 @@ class Fusion:
             self._join.add(record.partition, record.offset, batch, now)
         closed = self._with_kept_parts(self._join.close(now))
         written = self._write(self._scored(closed), self._join.expire(now), now, time)
-        for item in written:
-            self._follow(item, now)
+        self._follow(written, now)
         metrics.OPEN_POSTS.labels(SERVICE).set(self._join.open_posts)
         finished = {
             partition: offset
@@ -144,7 +145,7 @@ class Fusion:
 
     def _decoded(self, record: Record) -> EmbeddingBatch:
         """Raises InvalidMessage for what is not a batch, or not one this model can take."""
-        batch = codec.decode_embeddings(record.value)
+        batch = codec.decode_embeddings(record.value, self._join.known)
         dimension = self._classifier.dimensions.get(batch.modality)
         if dimension is None:
             raise InvalidMessage(f"this fusion model knows no {batch.modality.name.lower()}")
@@ -228,17 +229,21 @@ class Fusion:
             self._ledger.update(moved)
             return written
 
-    def _follow(self, item: Written, now: float) -> None:
-        """Tell the join whether the rest of a post is waited for, as the store does."""
-        if item.outcome is Outcome.POORER:
-            return
-        scored = item.scored
-        if item.outcome is Outcome.WRITTEN and not scored.post.deleted:
-            metrics.VERDICTS.labels(scored.verdict.label.name.lower()).inc()
-        if scored.complete:
-            self._join.settle(scored.partition, scored.post.post_id)
-        else:
-            self._join.await_rest(scored.partition, scored.post.post_id, now)
+    def _follow(self, written: Sequence[Written], now: float) -> None:
+        """Tell the join of which posts the rest is waited for, as the store does, and count the verdicts."""
+        labels: Counter[Label] = Counter()
+        for item in written:
+            if item.outcome is Outcome.POORER:
+                continue
+            scored = item.scored
+            if item.outcome is Outcome.WRITTEN and not scored.post.deleted:
+                labels[scored.verdict.label] += 1
+            if scored.complete:
+                self._join.settle(scored.partition, scored.post.post_id)
+            else:
+                self._join.await_rest(scored.partition, scored.post.post_id, now)
+        for label, count in labels.items():
+            metrics.VERDICTS.labels(label.name.lower()).inc(count)
 
     def _drop(self, partition: int) -> None:
         self._join.forget(partition)
@@ -254,6 +259,8 @@ class Fusion:
 
 def _explained(item: Closed, verdict: Verdict) -> Verdict:
     """The verdict with one entry for each modality expected: what it contributed, or why it did not."""
+    if mask([weight.modality for weight in verdict.modalities]) == expected_mask(item.post.expected):
+        return verdict
     contributions = {weight.modality: weight for weight in verdict.modalities}
     weights = []
     for modality in sorted(item.post.expected):

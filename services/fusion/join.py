@@ -16,7 +16,7 @@ from operator import itemgetter
 from sys import getsizeof
 from typing import Final
 
-from shared.messages import Answer, EmbeddingBatch, Modality, Post
+from shared.messages import Answer, EmbeddingBatch, Modality, Post, value
 
 Answers = Mapping[Modality, Answer]
 
@@ -25,7 +25,7 @@ OPEN_POST_BYTES: Final = 2_000
 of 25,000 open posts."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Closed:
     """A post with the answers that came for it.
 
@@ -63,7 +63,9 @@ class _Open:
     due_s: float
     late: bool
     size_bytes: int
-    answers: dict[Modality, Answer] = field(default_factory=dict)
+    answers: dict[Modality, Answer]
+    # The post as it came; see `Join.known`.
+    wire: bytes
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ class _Partition:
     size_bytes: int = 0
     # In order of arrival, so in order of first offset and of due time too.
     open: dict[str, _Open] = field(default_factory=dict)
+    # Vectors of this turn that are views of their batches' matrices; `close` lets go of them.
+    views: list[tuple[_Open, Modality, Answer]] = field(default_factory=list)
     # Open posts with nothing left to wait for.
     ready: dict[str, _Open] = field(default_factory=dict)
     # Ids of posts closed with parts missing (which are kept elsewhere) -> when to stop waiting, Unix seconds.
@@ -90,6 +94,7 @@ class Join:
         self._max_open_posts = max_open_posts
         self._max_open_bytes = max_open_bytes
         self._partitions: dict[int, _Partition] = {}
+        self._known: dict[bytes, Post] = {}
         self._now_s: float | None = None
         self._elapsed_s = 0.0
 
@@ -98,12 +103,20 @@ class Join:
 
         awaited: ids of its posts that were closed with parts missing -> when (Unix seconds), oldest first.
         """
+        self.forget(partition)
         waiting = {post_id: closed_s + self._late_s for post_id, closed_s in awaited.items()}
         self._partitions[partition] = _Partition(awaited=waiting)
 
     def forget(self, partition: int) -> None:
         """Drop all that is known of a partition: it is another process's now."""
-        self._partitions.pop(partition, None)
+        state = self._partitions.pop(partition, _Partition())
+        for waiting in state.open.values():
+            self._known.pop(waiting.wire, None)
+
+    @property
+    def known(self) -> Mapping[bytes, Post]:
+        """Open posts that wait for more, by the bytes they came in: the same bytes are the same post."""
+        return self._known
 
     def skip(self, partition: int, offset: int) -> None:
         """Note a record that holds no answers."""
@@ -119,49 +132,49 @@ class Join:
         modality = batch.modality
         state = self._partitions[partition]
         state.next_offset = offset + 1
-        opened = state.open
+        opened, awaited, ready, views = state.open, state.awaited, state.ready, state.views
         for entry in batch.entries:
-            post = entry.post
+            post, answer = entry.post, entry.answer
             waiting = opened.get(post.post_id)
-            if waiting is not None and post.rank > waiting.post.rank and modality in post.expected:
+            if waiting is not None and waiting.post is not post and waiting.post.rank != post.rank:
+                if waiting.post.rank > post.rank or modality not in post.expected:
+                    continue
                 # What was heard of an older form is of no more use, so a restart need not read it again.
-                del opened[post.post_id]
-                state.ready.pop(post.post_id, None)
-                state.size_bytes -= waiting.size_bytes
+                self._remove(state, waiting)
+                ready.pop(post.post_id, None)
                 waiting = None
             if waiting is None:
                 if modality not in post.expected:
                     continue
-                late = post.post_id in state.awaited
-                size = OPEN_POST_BYTES + getsizeof(post.text)
-                waiting = opened[post.post_id] = _Open(post, offset, due_s, late, size)
+                wire = entry.wire
+                size = OPEN_POST_BYTES + getsizeof(post.text) + len(wire)
+                waiting = _Open(post, offset, due_s, post.post_id in awaited, size, {modality: answer}, wire)
+                opened[post.post_id] = waiting
                 state.size_bytes += size
-                _take_in(waiting.answers, modality, entry.answer)
-            elif modality in waiting.post.expected and post.rank == waiting.post.rank:
-                _take_in(waiting.answers, modality, entry.answer)
+                if len(post.expected) > 1:
+                    self._known[wire] = post
+            elif modality in waiting.post.expected:
+                _take_in(waiting.answers, modality, answer)
             else:
                 continue
             if waiting.late or len(waiting.answers) == len(waiting.post.expected):
-                state.ready[post.post_id] = waiting
-            elif waiting.answers[modality] is entry.answer and entry.answer.vector is not None:
-                # A view would keep its whole batch in memory for as long as this one post waits.
-                own = entry.answer.vector.copy()
-                waiting.answers[modality] = replace(entry.answer, vector=own)
-                waiting.size_bytes += own.nbytes
-                state.size_bytes += own.nbytes
+                ready[post.post_id] = waiting
+            elif answer.vector is not None:
+                views.append((waiting, modality, answer))
 
     def close(self, now: float) -> list[Closed]:
         """Take out what has nothing left to wait for, or has waited `grace_s`, or is too much to hold."""
         elapsed_s = self._tick(now)
         closed = []
         for partition, state in self._partitions.items():
-            closed += [_take(partition, state, waiting) for waiting in state.ready.values()]
+            closed += [self._take(partition, state, waiting) for waiting in state.ready.values()]
             state.ready.clear()
             overdue = list(takewhile(lambda waiting: waiting.due_s <= elapsed_s, state.open.values()))
-            closed += [_take(partition, state, waiting) for waiting in overdue]
+            closed += [self._take(partition, state, waiting) for waiting in overdue]
+            _own_vectors(state)
         surplus = list(self._surplus())
         return closed + [
-            _take(partition, self._partitions[partition], waiting) for partition, waiting in surplus
+            self._take(partition, self._partitions[partition], waiting) for partition, waiting in surplus
         ]
 
     def _surplus(self) -> Iterator[tuple[int, _Open]]:
@@ -219,6 +232,15 @@ class Join:
     def awaited_posts(self) -> int:
         return sum(len(state.awaited) for state in self._partitions.values())
 
+    def _take(self, partition: int, state: _Partition, waiting: _Open) -> Closed:
+        self._remove(state, waiting)
+        return Closed(partition, waiting.post, waiting.answers, waiting.late)
+
+    def _remove(self, state: _Partition, waiting: _Open) -> None:
+        del state.open[waiting.post.post_id]
+        state.size_bytes -= waiting.size_bytes
+        self._known.pop(waiting.wire, None)
+
     def _tick(self, now: float) -> float:
         """Seconds that passed since the first call. A clock set back costs nobody the time already waited."""
         if self._now_s is not None:
@@ -231,7 +253,17 @@ def _by_age(partition: int, state: _Partition) -> Iterator[tuple[float, int, _Op
     return ((waiting.due_s, partition, waiting) for waiting in state.open.values())
 
 
-def _take(partition: int, state: _Partition, waiting: _Open) -> Closed:
-    del state.open[waiting.post.post_id]
-    state.size_bytes -= waiting.size_bytes
-    return Closed(partition, waiting.post, waiting.answers, waiting.late)
+def _own_vectors(state: _Partition) -> None:
+    """Copy the vectors of posts that stay open: a view would keep its whole batch in memory for as long."""
+    for waiting, modality, answer in state.views:
+        vector = answer.vector
+        if (
+            vector is not None
+            and state.open.get(waiting.post.post_id) is waiting
+            and waiting.answers[modality] is answer
+        ):
+            own = vector.copy()
+            waiting.answers[modality] = replace(answer, vector=own)
+            waiting.size_bytes += own.nbytes
+            state.size_bytes += own.nbytes
+    state.views.clear()

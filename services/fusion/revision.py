@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
-from functools import cached_property
+from functools import cache
 
 from services.fusion.join import Answers
 from services.fusion.trends import Counted
-from shared.messages import Label, Modality, Post, PostSentiment, Verdict
+from shared.messages import Label, Modality, Post, PostSentiment, Verdict, value
 from shared.tables import MICRO
 
 
-@dataclass(frozen=True)
+@value
 class Scored:
     """A post, the answers that came for it, and what the model made of them.
 
@@ -29,13 +29,13 @@ class Scored:
     answers: Answers
     verdict: Verdict
 
-    @cached_property
+    @property
     def answered(self) -> int:
         return mask(self.answers)
 
-    @cached_property
+    @property
     def used(self) -> int:
-        return mask(modality for modality, answer in self.answers.items() if answer.vector is not None)
+        return mask([modality for modality, answer in self.answers.items() if answer.vector is not None])
 
     @property
     def complete(self) -> bool:
@@ -73,7 +73,7 @@ class Outcome(Enum):
     """A better informed one stands, or one of a later form of the post."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Written:
     """A verdict after its transaction.
 
@@ -92,6 +92,12 @@ def mask(modalities: Iterable[Modality]) -> int:
     for modality in modalities:
         bits |= 1 << modality
     return bits
+
+
+@cache
+def expected_mask(expected: frozenset[Modality]) -> int:
+    """`mask` of what a post expects: one of few sets."""
+    return mask(expected)
 
 
 def retraction(post: Post, revision: int, now: datetime) -> PostSentiment:

@@ -5,13 +5,11 @@ So each post counts exactly once, whatever crashes and however often a record is
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -24,14 +22,13 @@ from services.fusion.revision import (
     Written,
     counted,
     fullest,
-    mask,
     retraction,
     revise,
-    score_micro,
 )
+from services.fusion.rows import POST_COLUMNS, TREND_COLUMNS, posts_text, trends_text
 from services.fusion.trends import Counts, Key, deltas
 from shared import codec, tables, topics
-from shared.db import copy_in, retried
+from shared.db import copy_array, copy_in, retried
 from shared.errors import Fenced
 from shared.messages import (
     Answer,
@@ -43,15 +40,12 @@ from shared.messages import (
     Post,
     PostSentiment,
     Verdict,
+    value,
 )
 
 log = logging.getLogger(__name__)
 
-POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
-_post_values = itemgetter(*POST_COLUMNS)
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 POST_KEY: Final = ("event_time", "post_id")
-TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
 
 _CLAIM = sa.text("""
     INSERT INTO offset_ledger (consumer_group, topic, partition, next_offset, generation)
@@ -146,7 +140,7 @@ class Claim:
     awaited: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Known:
     """What the tables hold of a post: when it happened, and the verdict that stands, if any."""
 
@@ -239,21 +233,21 @@ class PostgresStore:
             fresh = [item for item in written if item.outcome is Outcome.WRITTEN]
             if fresh:
                 stand = [item for item in fresh if not item.scored.post.deleted]
-                self._ensure_days({item.scored.post.event_time.astimezone(UTC).date() for item in stand})
+                self._ensure_days({item.scored.post.event_time.date() for item in stand})
                 replaced = [known[item.scored.post.post_id].standing for item in fresh]
                 changes = deltas(
                     [counted(item.sentiment) for item in stand],
                     [counted(standing.sentiment) for standing in replaced if standing is not None],
                 )
+                # A post that is new to `post_days` has no row, so it needs no upsert and no table between.
+                new = [item for item in stand if known[item.scored.post.post_id].standing is None]
+                copy_in(connection, "posts", POST_COLUMNS, posts_text(new))
                 connection.execute(_STAGE)
-                copy_in(connection, "staged_posts", POST_COLUMNS, (_post_row(item) for item in stand))
-                copy_in(
-                    connection,
-                    "staged_trends",
-                    TREND_COLUMNS,
-                    ((*key, *counts) for key, counts in changes.items()),
-                )
-                connection.execute(_UPSERT_POSTS)
+                if len(new) < len(stand):
+                    revised = [item for item in stand if known[item.scored.post.post_id].standing is not None]
+                    copy_in(connection, "staged_posts", POST_COLUMNS, posts_text(revised))
+                    connection.execute(_UPSERT_POSTS)
+                copy_in(connection, "staged_trends", TREND_COLUMNS, trends_text(changes))
                 _delete(connection, [item for item in fresh if item.scored.post.deleted])
             _keep_parts(connection, written, known, expired, now)
             if next_offsets:
@@ -311,9 +305,12 @@ def _known(connection: sa.Connection, verdicts: Sequence[Scored]) -> dict[str, _
     if not verdicts:
         return {}
     posts = {scored.post.post_id: scored.post for scored in verdicts}
-    times = [post.event_time for post in posts.values()]
     known = {post.post_id: _Known(post.event_time) for post in posts.values()}
-    if connection.execute(_NEW_DAYS, {"ids": list(posts), "times": times}).rowcount == len(posts):
+    days = {
+        "ids": copy_array(posts),
+        "times": copy_array(post.event_time.isoformat() for post in posts.values()),
+    }
+    if connection.execute(_NEW_DAYS, days).rowcount == len(posts):
         return known
     without: list[str] = []
     for row in connection.execute(_STANDING, {"ids": list(posts)}):
@@ -435,60 +432,3 @@ def _part(post: Post, modality: Modality, answer: Answer) -> bytes:
     dimension = 1 if answer.vector is None else len(answer.vector)
     batch = EmbeddingBatch(modality, "", dimension, (EmbeddingEntry(post, answer),))
     return codec.encode_embeddings(batch, partition=0, service="fusion", id="", time=post.event_time).value
-
-
-def _post_row(item: Written) -> tuple[Any, ...]:
-    """The values of POST_COLUMNS, as `copy_in` takes them."""
-    scored, post, verdict = item.scored, item.scored.post, item.scored.verdict
-    media = [
-        {
-            "kind": int(media.kind),
-            "sha256": _text(media.sha256),
-            "mime_type": _text(media.mime_type),
-            "size_bytes": media.size_bytes,
-            "source_url": _text(media.source_url),
-        }
-        for media in post.media
-    ]
-    modalities = {
-        weight.modality.name: {
-            "contribution": weight.contribution,
-            "absent_reason": _text(weight.absent_reason),
-        }
-        for weight in verdict.modalities
-    }
-    values: dict[str, Any] = {
-        "post_id": post.post_id,
-        "event_time": post.event_time,
-        "platform": post.platform,
-        "language": post.language,
-        "topics": post.topics,
-        "text": post.text,
-        "media": _json(media),
-        "author_hash": post.author_hash,
-        "url": post.url,
-        "ingest_time": post.ingest_time,
-        "traceparent": post.traceparent,
-        "revision": item.sentiment.revision,
-        "label": int(verdict.label),
-        "negative": verdict.probabilities[0],
-        "neutral": verdict.probabilities[1],
-        "positive": verdict.probabilities[2],
-        "score_micro": score_micro(verdict.score),
-        "expected": mask(post.expected),
-        "answered": scored.answered,
-        "used": scored.used,
-        "modalities": _json(modalities),
-        "emotions": _json(dict(verdict.emotions)),
-        "transcript": scored.transcript,
-        "model_version": verdict.model_version,
-        "classified_time": item.sentiment.classified_time,
-        "version": post.version,
-    }
-    row: tuple[Any, ...] = _post_values(values)
-    return row
-
-
-def _text(value: str) -> str:
-    """Postgres JSON cannot hold NUL."""
-    return value.replace("\0", "\ufffd")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
-from shared.messages import Label
+from shared.messages import Label, value
 from shared.tables import ALL_POSTS, Grain
 
 
@@ -35,7 +34,11 @@ class Counts(NamedTuple):
 ZERO = Counts(0, 0, 0, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE: Final = timedelta(minutes=1)
+
+
+@value
 class Counted:
     """What the trends count of one post."""
 
@@ -57,28 +60,29 @@ def truncate(time: datetime, grain: Grain) -> datetime:
 
 def deltas(added: Iterable[Counted], retracted: Iterable[Counted] = ()) -> dict[Key, Counts]:
     """What to add to which rows when posts come and old verdicts go: rows that change, in key order."""
-    minutes: dict[Key, list[int]] = {}
+    # Posts that are counted in the same rows first: there are far fewer rows than posts.
+    alike: dict[tuple[int, tuple[str, ...], str, str], list[int]] = {}
     for sign, posts in ((1, added), (-1, retracted)):
         for post in posts:
-            bucket = truncate(post.event_time, Grain.MINUTE)
-            for topic in {ALL_POSTS, *post.topics}:
-                _add(minutes, Key(topic, Grain.MINUTE, bucket, post.platform, post.language), sign, post)
-    sums: dict[Key, list[int]] = dict(minutes)
-    for key, counts in minutes.items():
-        for grain in (Grain.HOUR, Grain.DAY):
-            wider = key._replace(grain=grain, bucket=truncate(key.bucket, grain))
-            row = sums.setdefault(wider, [0] * len(ZERO))
-            for index, value in enumerate(counts):
-                row[index] += value
+            minute = (post.event_time - _EPOCH) // _MINUTE
+            together = (minute, post.topics, post.platform, post.language)
+            counts = alike.get(together)
+            if counts is None:
+                counts = alike[together] = [0] * len(ZERO)
+            label = post.label
+            counts[0] += sign
+            counts[label] += sign  # Counts has the labels' columns at the labels' values
+            if label is not Label.UNSCORED:
+                counts[5] += sign * post.score_micro
+    sums: dict[Key, list[int]] = {}
+    for (minute, topics, platform, language), counts in alike.items():
+        start = _EPOCH + minute * _MINUTE
+        for grain in Grain:
+            bucket = truncate(start, grain)
+            for topic in {ALL_POSTS, *topics}:
+                key = Key(topic, grain, bucket, platform, language)
+                row = sums.setdefault(key, [0] * len(ZERO))
+                for index, count in enumerate(counts):
+                    row[index] += count
     changed = {key: Counts(*counts) for key, counts in sums.items() if any(counts)}
     return dict(sorted(changed.items()))
-
-
-def _add(rows: dict[Key, list[int]], key: Key, sign: int, post: Counted) -> None:
-    row = rows.get(key)
-    if row is None:
-        row = rows[key] = [0] * len(ZERO)
-    row[0] += sign
-    row[post.label] += sign  # Counts has the labels' columns at the labels' values
-    if post.label is not Label.UNSCORED:
-        row[5] += sign * post.score_micro

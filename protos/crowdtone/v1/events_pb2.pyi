@@ -214,20 +214,20 @@ class EmbeddingEntry(_message.Message):
     POST_FIELD_NUMBER: _builtins.int
     ABSENT_REASON_FIELD_NUMBER: _builtins.int
     TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    post: _builtins.bytes
+    """The `Post`, as topic `posts` has it: bytes, so that fusion, which gets it with every modality, parses it once."""
     absent_reason: _builtins.str
     """Set when this modality could not be encoded; then it has no row in `vectors`."""
     transcript: _builtins.str
     """MODALITY_SPEECH only: the words that were heard."""
-    @_builtins.property
-    def post(self) -> Global___Post: ...
     def __init__(
         self,
         *,
-        post: Global___Post | None = ...,
+        post: _builtins.bytes = ...,
         absent_reason: _builtins.str = ...,
         transcript: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_reason", b"absent_reason", "post", b"post", "transcript", b"transcript"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

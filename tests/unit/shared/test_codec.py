@@ -127,6 +127,13 @@ def test_a_sentiment_says_what_the_verdict_says() -> None:
     assert dict(output.headers)["ce_id"] == b"x:1/3"
 
 
+def test_the_first_second_of_1970_is_a_time_like_any_other() -> None:
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    output = codec.encode_sentiment(sentiment(post("x:1", event_time=epoch)))
+    assert codec.decode_sentiment(output.value).event_time.ToDatetime(UTC) == epoch
+    assert codec.decode_post(codec.encode_post(post("x:1", event_time=epoch)).value).event_time == epoch
+
+
 DECODERS: list[Callable[[bytes], object]] = [
     codec.decode_post,
     codec.decode_embeddings,
@@ -222,17 +229,44 @@ def test_a_sentiment_nobody_can_place(change: Callable[[pb.PostSentiment], objec
         ({"vectors": np.array([1, math.inf], "<f2").tobytes()}, "NaN or infinity"),
         ({"modality": 0}, "unknown modality"),
         ({"entries": [pb.EmbeddingEntry()]}, "without post_id"),
+        ({"entries": [pb.EmbeddingEntry(post=b"junk")]}, "not a Post"),
     ],
 )
 def test_a_batch_that_does_not_fit_itself(changes: dict[str, Any], reason: str) -> None:
     values: dict[str, Any] = {
         "modality": pb.MODALITY_TEXT,
         "dimension": 2,
-        "entries": [pb.EmbeddingEntry(post=valid())],
+        "entries": [pb.EmbeddingEntry(post=valid().SerializeToString())],
         "vectors": np.array([1, 2], "<f2").tobytes(),
     }
     with pytest.raises(InvalidMessage, match=reason):
         codec.decode_embeddings(pb.EmbeddingBatch(**(values | changes)).SerializeToString())
+
+
+def test_a_post_known_by_its_bytes_is_not_parsed_again() -> None:
+    entries = (
+        EmbeddingEntry(post("x:1"), Answer(None, "broken")),
+        EmbeddingEntry(post("x:2"), Answer(None, "too")),
+    )
+    value = embedded(EmbeddingBatch(Modality.TEXT, "m", 3, entries)).value
+    first, second = codec.decode_embeddings(value).entries
+    again = codec.decode_embeddings(value, {first.wire: first.post}).entries
+    assert again[0].post is first.post
+    assert again[1].post is not second.post
+    assert [entry.post for entry in again] == [entry.post for entry in entries]
+
+
+def test_a_post_is_passed_on_in_the_bytes_it_came_in() -> None:
+    message = codec.post_to_proto(post("x:1"))
+    newer = (
+        message.SerializeToString() + b"\xfa\x07\x03new"
+    )  # field 127: of a version of this message we do not know
+    entry = EmbeddingEntry(codec.decode_post(newer), Answer(None, "broken"), newer)
+    (found,) = codec.decode_embeddings(
+        embedded(EmbeddingBatch(Modality.TEXT, "m", 3, (entry,))).value
+    ).entries
+    assert found.wire == newer
+    assert found.post == post("x:1")
 
 
 def test_a_vector_of_another_length_is_our_own_fault() -> None:

@@ -233,6 +233,27 @@ def test_a_forgotten_partition_gives_nothing_and_takes_nothing() -> None:
         join.add(0, 1, batch(IMAGE, "a:TI"), NOON_S)
 
 
+def test_a_post_is_known_by_its_bytes_for_as_long_as_it_waits() -> None:
+    def arrives(name: str, wire: bytes, partition: int = 0) -> None:
+        entry = EmbeddingEntry(posted(name), vector(), wire)
+        join.add(partition, 0, EmbeddingBatch(TEXT, "m@1", 2, (entry,)), NOON_S)
+
+    join = started()
+    join.restore(1, {})
+    arrives("a:T", b"needs no more")
+    arrives("b:TI", b"edited")
+    arrives("b@2:TI", b"edit")
+    arrives("c:TI", b"of a partition that is lost", 1)
+    assert join.known == {b"edit": posted("b@2:TI"), b"of a partition that is lost": posted("c:TI")}
+    join.forget(1)
+    assert join.known == {b"edit": posted("b@2:TI")}
+    told(join, NOON_S + 30)
+    assert join.known == {}
+    arrives("d:TI", b"restored over")
+    join.restore(0, {})
+    assert join.known == {}
+
+
 def test_too_many_open_posts_close_the_oldest_of_all_partitions() -> None:
     join = started(max_open_posts=3)
     join.restore(1, {})
