@@ -14,7 +14,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import factorial
 from pathlib import Path
 from types import MappingProxyType
@@ -89,12 +89,30 @@ class Concat(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        slots = len(config.slots)
-        self.mix = nn.Linear(slots * (config.width + 1), config.width)
+        self.slots = len(config.slots)
+        self.mix = nn.Linear(self.slots * (config.width + 1), config.width)
 
     def forward(self, tokens: Tensor, present: Tensor) -> Fused:
         flat = torch.cat([tokens.flatten(1), present.to(tokens.dtype)], 1)
         return Fused(functional.gelu(self.mix(flat)), tokens, present)
+
+    def states(self, tokens: Tensor, columns: Sequence[int], subsets: Tensor) -> Tensor:
+        """(S, N, d): as `forward`, for `subsets` (S, k) of the slots `columns` with `tokens` (N, k, d).
+
+        The layer is linear, so what a slot brings is computed once, and a subset is a sum.
+        """
+        rows, _, width = tokens.shape
+        blocks, marks = self.mix.weight[:, : self.slots * width], self.mix.weight[:, self.slots * width :]
+        brought = torch.stack(
+            [
+                functional.linear(
+                    tokens[:, place], blocks[:, column * width : (column + 1) * width], marks[:, column]
+                )
+                for place, column in enumerate(columns)
+            ]
+        )
+        mixed = (subsets.to(tokens.dtype) @ brought.flatten(1)).view(-1, rows, self.mix.out_features)
+        return functional.gelu(mixed + self.mix.bias)
 
 
 class Weighted(nn.Module):
@@ -134,10 +152,14 @@ class AttentionLayer(nn.Module):
         self.outer = nn.Linear(2 * config.width, config.width)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        return self.mixed(states, self.qkv(self.attention_norm(states)), mask)
+
+    def mixed(self, states: Tensor, qkv: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The rest of the layer for `states` (B, T, d), given queries, keys and values (B, T', 3 d) of all
+        places: those of `states` come first."""
         rows, length, width = states.shape
-        qkv = self.qkv(self.attention_norm(states))
-        q, k, v = qkv.view(rows, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        q, k, v = qkv.view(rows, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q[:, :, :length], k, v, attn_mask=mask)
         mixed = self.attention_out(mixed.transpose(1, 2).reshape(rows, length, width))
         states = states + functional.dropout(mixed, self.dropout_p, self.training)
         mixed = self.outer(functional.gelu(self.inner(self.inner_norm(states))))
@@ -162,6 +184,32 @@ class Attention(nn.Module):
             states = layer(states, attended)
         states = self.norm(states)
         return Fused(states[:, 0], states, mask)
+
+    def states(self, tokens: Tensor, columns: Sequence[int], subsets: Tensor) -> Tensor:
+        """(S, N, d): as `forward`, for `subsets` (S, k) of the slots `columns` with `tokens` (N, k, d).
+
+        Queries, keys and values of the first layer are those of every subset; of the last layer only the
+        first state is wanted.
+        """
+        layers = cast(Sequence[AttentionLayer], self.layers)
+
+        def after_own(first: Tensor, others: Tensor) -> Tensor:
+            return torch.cat([first.expand(len(tokens), 1, -1), others], 1)
+
+        def queries_keys_values(states: Tensor) -> Tensor:
+            return cast(Tensor, layers[0].qkv(layers[0].attention_norm(states)))
+
+        sequence = after_own(self.prior, tokens)
+        shared = after_own(queries_keys_values(self.prior), queries_keys_values(tokens))
+        found = []
+        for subset in subsets:
+            there = functional.pad(subset, (1, 0), value=True)
+            states, qkv = sequence[:, there], shared[:, there]
+            for layer, after in pairwise(layers):
+                states = layer.mixed(states, qkv)
+                qkv = after.qkv(after.attention_norm(states))
+            found.append(layers[-1].mixed(states[:, :1], qkv)[:, 0])
+        return cast(Tensor, self.norm(torch.stack(found)))
 
 
 class LowRankTensor(nn.Module):
@@ -300,18 +348,39 @@ class FusionNetwork(nn.Module):
         tokens = torch.zeros(len(present), len(self.config.slots), self.config.width, device=present.device)
         for column, slot in enumerate(self.config.slots):
             if slot in vectors:
-                centred = vectors[slot].float() - self.get_buffer(f"mean_{slot}")
-                token = (
-                    self.projections[slot](centred * self.get_buffer(f"scale_{slot}")) + self.kinds[column]
-                )
-                tokens[:, column] = token * present[:, column, None]
+                tokens[:, column] = self.token(column, slot, vectors[slot]) * present[:, column, None]
         return tokens
+
+    def token(self, column: int, slot: str, vectors: Tensor) -> Tensor:
+        """(B, d) tokens of (B, D) vectors of one slot."""
+        centred = vectors.float() - self.get_buffer(f"mean_{slot}")
+        token: Tensor = self.projections[slot](centred * self.get_buffer(f"scale_{slot}"))
+        return token + self.kinds[column]
 
     def forward(self, tokens: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, classes) and emotion logits (B, emotions) of the tokens that `present` (B, slots) lets
         through."""
         fused = self.fuse(tokens * present[:, :, None], present)
         return self.classify(fused), self.feel(fused) if self.feel is not None else None
+
+    def of_subsets(
+        self, tokens: Tensor, columns: Sequence[int], subsets: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (S, B, classes) of each of `subsets` (S, k) of the slots `columns`, whose tokens are
+        (B, k, d), and emotion logits (B, emotions) of the last subset."""
+        if isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead):
+            states = self.fuse.states(tokens, columns, subsets)
+            logits = self.classify(Fused(states, states, subsets))
+            return logits, self.feel(
+                Fused(states[-1], states[-1], subsets)
+            ) if self.feel is not None else None
+        whole = tokens.new_zeros(len(tokens), len(self.config.slots), self.config.width)
+        whole[:, columns] = tokens
+        masks = subsets.new_zeros(len(subsets), len(self.config.slots))
+        masks[:, columns] = subsets
+        # One subset at a time keeps every row of a pass alike, so that absent slots are not computed at all.
+        answers = [self(whole, mask.expand(len(tokens), -1)) for mask in masks]
+        return torch.stack([logits for logits, _ in answers]), answers[-1][1]
 
     def calibrated(self, logits: Tensor, present: Tensor) -> Tensor:
         """Probabilities (B, classes): the softmax at the temperature of each row's subset. Source: Guo et al.
@@ -392,6 +461,12 @@ class FusionModel:
         }
         self._device = torch.device(device)
         self._subsets = [_subsets(count) for count in range(len(self.slots) + 1)]
+        # What it says of a post with nothing.
+        nothing = torch.zeros(1, len(self.slots), dtype=torch.bool, device=self._device)
+        with torch.inference_mode():
+            logits, feelings = self.network(self.network.project({}, nothing), nothing)
+            self._prior = self._probabilities(logits[None], [0])[0, 0]
+            self._prior_emotions = _emotions(feelings, 1)[0]
 
     @classmethod
     def load(cls, path: Path, device: str = "auto") -> FusionModel:
@@ -413,70 +488,84 @@ class FusionModel:
         """
         if self.config.classes != SENTIMENTS:
             raise ValueError(f"a model of {', '.join(self.config.classes)} gives no sentiment")
-        known = {modality: modality.name.lower() for modality in self.dimensions}
-        opinion = self.judge(
-            [
-                {known[modality]: vector for modality, vector in post.items() if modality in known}
-                for post in posts
-            ]
-        )
-        order = [(self.slots.index(slot), modality) for modality, slot in sorted(known.items())]
+        by_slot = {modality.name.lower(): modality for modality in self.dimensions}
+        keys = [by_slot.get(slot) for slot in self.slots]
+        opinion = self._judge(posts, keys)
+        order = sorted((modality, column) for column, modality in enumerate(keys) if modality is not None)
+        emotions, version = self.config.emotions, self.model_version
+        labels = [Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE]
         verdicts = []
         rows = zip(
             posts,
+            opinion.probabilities.argmax(1).tolist(),
             opinion.probabilities.tolist(),
             opinion.explained.tolist(),
             opinion.contributions.tolist(),
             opinion.emotions.tolist(),
             strict=True,
         )
-        for post, probabilities, score, contributions, emotions in rows:
+        for post, best, probabilities, score, contributions, feelings in rows:
             weights = tuple(
-                ModalityWeight(modality, contributions[column])
-                for column, modality in order
-                if modality in post
+                [
+                    ModalityWeight(modality, contributions[column])
+                    for modality, column in order
+                    if modality in post
+                ]
             )
-            if not weights:
-                verdicts.append(Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, self.model_version))
-                continue
-            label = Label(1 + max(range(3), key=probabilities.__getitem__))
-            feelings = dict(zip(self.config.emotions, emotions, strict=True))
             verdicts.append(
-                Verdict(label, tuple(probabilities), score, weights, feelings, self.model_version)
+                Verdict(
+                    labels[best],
+                    tuple(probabilities),
+                    score,
+                    weights,
+                    dict(zip(emotions, feelings, strict=True)),
+                    version,
+                )
+                if weights
+                else Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, version)
             )
         return verdicts
 
-    @torch.inference_mode()
     def judge(self, posts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Opinion:
         """Probabilities, emotions and contributions per post, given by slot name; posts may have any subset.
 
         What is explained is the score (positive less negative) of a sentiment model, else the probability of
         the class that it gives.
         """
-        groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        return self._judge(posts, self.slots)
+
+    @torch.inference_mode()
+    def _judge(self, posts: Sequence[Mapping[Any, npt.NDArray[Any]]], keys: Sequence[object]) -> Opinion:
+        """keys: of each slot, what a post has its vector under."""
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for row, post in enumerate(posts):
-            groups[tuple(slot for slot in self.slots if slot in post)].append(row)
-        count, classes = len(posts), len(self.config.classes)
-        probabilities = np.zeros((count, classes))
-        emotions = np.zeros((count, len(self.config.emotions)))
+            alike[tuple(post)].append(row)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for given, rows in alike.items():
+            groups[tuple(column for column, key in enumerate(keys) if key in given)] += rows
+        count = len(posts)
+        probabilities = np.tile(self._prior, (count, 1))
+        emotions = np.tile(self._prior_emotions, (count, 1))
         contributions = np.zeros((count, len(self.slots)))
-        explained, prior = np.zeros(count), np.zeros(count)
-        for slots, all_rows in groups.items():
-            step = max(1, _MAX_ROWS >> len(slots))
+        explained = self._explained(probabilities, probabilities)
+        prior = explained.copy()
+        groups.pop((), None)
+        for columns, all_rows in groups.items():
+            step = max(1, _MAX_ROWS >> len(columns))
             for start in range(0, len(all_rows), step):
                 rows = all_rows[start : start + step]
-                vectors = {slot: self._stack(slot, [posts[row][slot] for row in rows]) for slot in slots}
-                p, feelings, shares, base = self._judge_group(vectors, len(rows))
+                vectors = [
+                    self._stack(self.slots[column], [posts[row][keys[column]] for row in rows])
+                    for column in columns
+                ]
+                p, emotions[rows], shares, prior[rows] = self._judge_group(vectors, columns)
                 probabilities[rows] = p
-                emotions[rows] = feelings
                 explained[rows] = self._explained(p, p)
-                prior[rows] = base
-                for share, slot in zip(shares.T, slots, strict=True):
-                    contributions[rows, self.slots.index(slot)] = share
+                contributions[np.ix_(rows, columns)] = shares
         return Opinion(probabilities, emotions, contributions, explained, prior)
 
     def _stack(self, slot: str, vectors: list[npt.NDArray[Any]]) -> Tensor:
-        stacked = np.stack(vectors)
+        stacked = np.array(vectors)
         if stacked.shape[1:] != (self.config.slots[slot],):
             raise ValueError(
                 f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
@@ -484,50 +573,49 @@ class FusionModel:
         return torch.from_numpy(stacked).to(self._device)
 
     def _judge_group(
-        self, vectors: Mapping[str, Tensor], count: int
+        self, vectors: Sequence[Tensor], columns: Sequence[int]
     ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-        """Posts that all have the same slots: probabilities, emotions, (N, slots present) Shapley values,
-        priors.
+        """Posts that all have the slots `columns`: probabilities, emotions, (N, slots present) Shapley
+        values, priors.
 
         Source: Shapley 1953. With at most 4 slots the 16 subsets are all evaluated: nothing is sampled.
         """
-        columns = [self.slots.index(slot) for slot in vectors]
-        subsets, weights = self._subsets[len(columns)]  # (S, k) bool, (S, k): the last subset is the whole
-        whole = torch.zeros(count, len(self.slots), dtype=torch.bool, device=self._device)
-        whole[:, columns] = True
-        tokens = self.network.project(vectors, whole)
-        full, feelings = self._forward(tokens, whole)
-        nothing = torch.zeros(1, len(self.slots), dtype=torch.bool, device=self._device)
-        empty, _ = self._forward(tokens[:1] * 0, nothing)
-        empty = np.repeat(empty, count, 0)
-        between = subsets[1:-1]
-        values = [self._explained(empty, full)]
-        if len(between):
-            present = torch.zeros(len(between), len(self.slots), dtype=torch.bool, device=self._device)
-            present[:, columns] = torch.from_numpy(between).to(self._device)
-            # One subset at a time keeps every row of a pass alike, so that absent slots are not computed at
-            # all.
-            for mask in present:
-                partial, _ = self._forward(tokens, mask.expand(count, -1))
-                values.append(self._explained(partial, full))
-        if columns:
-            values.append(self._explained(full, full))
-        stacked = np.stack(values, 1)  # (N, S)
-        return full, feelings, stacked @ weights, stacked[:, 0]
+        subsets, weights = self._subsets[
+            len(columns)
+        ]  # (S, k) bool, (S, k): the empty one first, the whole last
+        tokens = torch.stack(
+            [
+                self.network.token(column, self.slots[column], some)
+                for column, some in zip(columns, vectors, strict=True)
+            ],
+            1,
+        )
+        some = torch.from_numpy(subsets[1:]).to(self._device)
+        logits, feelings = self.network.of_subsets(tokens, columns, some)
+        codes = subsets[1:] @ (1 << np.array(columns))
+        p = self._probabilities(logits, codes.tolist())  # (S - 1, N, classes)
+        full = p[-1]
+        prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
+        values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
+        return full, _emotions(feelings, len(full)), values @ weights, prior
 
-    def _forward(self, tokens: Tensor, present: Tensor) -> tuple[Doubles, Doubles]:
-        logits, emotion_logits = self.network(tokens, present)
-        p = self.network.calibrated(logits, present).double()
-        feelings = np.zeros((len(tokens), 0))
-        if emotion_logits is not None:
-            feelings = emotion_logits.double().softmax(1).cpu().numpy()
-        return (p / p.sum(1, keepdim=True)).cpu().numpy(), feelings
+    def _probabilities(self, logits: Tensor, codes: Sequence[int]) -> Doubles:
+        """(S, N, classes) calibrated probabilities of the logits of each subset, given its `subset_codes`."""
+        scaled = logits.double() / self.network.temperatures[codes].double()[:, None, None]
+        return cast(Doubles, scaled.softmax(2).cpu().numpy())
 
     def _explained(self, probabilities: Doubles, final: Doubles) -> Doubles:
         """(N,) the value whose change is explained, given what the whole post was given."""
         if self.config.classes == SENTIMENTS:
             return probabilities[:, 2] - probabilities[:, 0]
         return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
+
+
+def _emotions(logits: Tensor | None, count: int) -> Doubles:
+    """(count, emotions): the softmax of emotion logits; no columns without that head."""
+    if logits is None:
+        return np.zeros((count, 0))
+    return cast(Doubles, logits.double().softmax(1).cpu().numpy())
 
 
 def _subsets(count: int) -> tuple[npt.NDArray[np.bool_], Doubles]:

@@ -121,6 +121,26 @@ def test_contributions_are_shapley_values_of_the_score() -> None:
         assert weight.contribution == pytest.approx(np.mean(changes), abs=1e-6)
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_subsets_taken_together_are_answered_as_each_alone(strategy: str, head: str) -> None:
+    made = network(strategy, head)
+    columns = [0, 2, 3]
+    whole = torch.zeros(5, 4, 16)
+    whole[:, columns] = tokens = torch.randn(5, 3, 16)
+    subsets = torch.tensor([[bool(code & 1 << place) for place in range(3)] for code in range(1, 8)])
+    with torch.inference_mode():
+        logits, feelings = made.of_subsets(tokens, columns, subsets)
+        for subset, found in zip(subsets, logits, strict=True):
+            present = torch.zeros(5, 4, dtype=torch.bool)
+            present[:, columns] = subset
+            alone, emotions = made(whole, present)
+            torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    assert feelings is not None
+    assert emotions is not None
+    torch.testing.assert_close(feelings, emotions, atol=1e-5, rtol=1e-5)  # of the last: the whole
+
+
 def test_an_absent_slot_has_no_say() -> None:
     """What lies in the place of a slot that is masked must not reach the answer."""
     made = network()
