@@ -174,7 +174,7 @@ class _Tokenize(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """A text before the network: its token ids, [] for an empty one, and (C,) what the lexicon says."""
+    """A text before the network: its token ids, [] for an empty one, and (C,) what the lexicons say."""
 
     ids: list[int]
     told: Floats
@@ -200,7 +200,7 @@ class E5(nn.Module):
         super().__init__()
         self.network = network
         self.width = dimension
-        self.lexicon: Lexicon | None = None
+        self.lexicons: tuple[Lexicon, ...] = ()
         self.max_tokens = max_tokens
         self.model_version = model_version
         self._tokenize = tokenize
@@ -244,7 +244,8 @@ class E5(nn.Module):
         if folder_of_adapter is not None:
             for part in (*([SHIPPED_ADAPTER] if over_shipped(folder_of_adapter) else []), folder_of_adapter):
                 load_adapter(e5.network, part)
-                e5.lexicon = load_lexicon(part) or e5.lexicon
+                own = load_lexicon(part)
+                e5.lexicons += () if own is None else (own,)
             e5.model_version += f"+{_adapter_version(folder_of_adapter)}"
         return e5.to(device=device, dtype=dtype).eval()
 
@@ -254,19 +255,24 @@ class E5(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """Length of a text's vector: the network's, and a value per class of the lexicon where it has one."""
-        return self.width + (self.lexicon.classes if self.lexicon else 0)
+        """Length of a text's vector: the network's, and a value per class of each lexicon."""
+        return self.width + sum(lexicon.classes for lexicon in self.lexicons)
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
-        """What is to be known of the texts before the network: their tokens and what the lexicon says."""
+        """What is to be known of the texts before the network: their tokens and what the lexicons say."""
         rows = self.tokenize(texts)
-        told = self.lexicon.logits(texts) if self.lexicon else np.empty((len(rows), 0), np.float32)
+        told = self.told(texts)
         return [Reading(ids, own) for ids, own in zip(rows, told, strict=True)]
+
+    def told(self, texts: Sequence[str]) -> Floats:
+        """(N, C) what the lexicons say of the texts, one after the other; C is 0 where there are none."""
+        nothing = np.empty((len(texts), 0), np.float32)
+        return np.concatenate([nothing, *(lexicon.logits(texts) for lexicon in self.lexicons)], axis=1)
 
     @torch.inference_mode()
     def vectors(self, readings: Sequence[Reading]) -> Floats:
         """(B, D) float32 of texts with at least one token, in one batch: the network's unit vector, then the
-        lexicon's logits."""
+        lexicons' logits."""
         deep = self(*self.pad([reading.ids for reading in readings])).cpu().numpy()
         return np.concatenate([deep, np.stack([reading.told for reading in readings])], axis=1)
 
@@ -484,6 +490,13 @@ def over_shipped(folder: Path) -> bool:
     if over and over != _adapter_version(SHIPPED_ADAPTER):
         raise ValueError(f"the adapter in {folder} was tuned over another version of the text model, {over}")
     return bool(over)
+
+
+def save_lexicon(folder: Path, lexicon: Lexicon, *, over: str = NO_ADAPTER) -> None:
+    """Write an adapter folder that leaves the network as it is and only adds a lexicon. over: as for
+    `save_adapter`."""
+    save_adapter(nn.Module(), folder, None, over=over)
+    add_lexicon(folder, lexicon)
 
 
 def _adapter_version(folder: Path) -> str:

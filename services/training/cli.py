@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,9 +33,18 @@ from services.training.finetune import (
     tune,
     vectors,
 )
-from services.training.fit import MEASURES, FitOptions, fit
+from services.training.fit import MEASURES, FitOptions, fit_counting, refit
 from shared.device import choose_device
-from shared.e5 import E5, NO_ADAPTER, SHIPPED, SHIPPED_ADAPTER, adapter_folder, add_lexicon, load_lexicon
+from shared.e5 import (
+    E5,
+    NO_ADAPTER,
+    SHIPPED,
+    SHIPPED_ADAPTER,
+    adapter_folder,
+    add_lexicon,
+    load_lexicon,
+    save_lexicon,
+)
 from shared.encoding import Encoder, Input
 from shared.messages import Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -43,6 +53,9 @@ from shared.weights import sha256_of
 USAGE_EXIT: Final = 2
 TRAINED_ON: Final = "trained_on.npy"
 ADAPTER: Final = "adapter"
+# Fewer texts teach a lexicon little; what is said in a sound would reach it through two slots, and one of
+# them would have seen the label.
+LEXICON_ROWS: Final = 1_000
 _HELD_OUT_PERCENT = 15
 
 error_console = Console(stderr=True)
@@ -76,6 +89,12 @@ Map = Annotated[
         f"Fields: {', '.join(manifest.FIELDS)}.",
     ),
 ]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="Only rows of these labels, `negative,neutral,positive`; by default all there are.",
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")
 ]
@@ -95,7 +114,11 @@ def train(
         ),
     ] = None,
     dev: Annotated[
-        Path | None, typer.Option(help="The same, to decide by; without it 15 % is held out, by group.")
+        Path | None,
+        typer.Option(
+            help="The same, to decide by. Without it 15 % is held out, by group, tells how many epochs are "
+            "best, and the model is then trained so long on all rows."
+        ),
     ] = None,
     features_file: Annotated[
         Path | None,
@@ -107,6 +130,15 @@ def train(
         typer.Option("--context", help="With --features: read utterances in the order of their ids VIDEO_N."),
     ] = False,
     map: Map = "",
+    labels: Labels = "",
+    only_slots: Annotated[
+        str,
+        typer.Option(
+            "--slots",
+            help="Learn from these alone of text, image, audio (how it is said) and speech (what is said), "
+            "or of the arrays of --features; by default all there are.",
+        ),
+    ] = "",
     strategy: Annotated[
         Strategy, typer.Option(help="How the modalities become one; a recipe has its own.")
     ] = Strategy.CONCAT,
@@ -123,6 +155,13 @@ def train(
         str, typer.Option(help=f"What the dev set decides by: {' | '.join(MEASURES)}.")
     ] = "macro_f1",
     balance: Annotated[bool, typer.Option(help="Draw every class equally often.")] = False,
+    lexicon: Annotated[
+        bool,
+        typer.Option(
+            help="Learn what runs of characters say of the labels, beside the text model; with --manifest, "
+            f"where it has {LEXICON_ROWS:,} texts or more and no sounds."
+        ),
+    ] = True,
     augment: Annotated[
         int,
         typer.Option(
@@ -167,7 +206,9 @@ def train(
         if features_file is not None:
             sets = _feature_sets(features_file, dev_features, options)
         elif manifest_file is not None:
-            sets = _manifest_sets(manifest_file, dev, map, options, tuning, augment, out, device, progress)
+            rows = _labelled_rows(manifest_file, dev, map, labels, seed)
+            sets = _manifest_sets(*rows, options, tuning, lexicon, augment, out, device, progress)
+            sets = replace(sets, held_out=dev is None)
         elif recipe_name == "shipped":
             sets = _shipped_sets(data, seed, progress)
         elif recipe_name == "text":
@@ -175,6 +216,9 @@ def train(
             return
         else:
             raise manifest.ManifestError(f"there is no recipe {recipe_name!r}: shipped | text")
+        if only_slots:
+            widths = _widths(sets.train, only_slots)
+            sets = replace(sets, train=sets.train.aligned(widths), dev=sets.dev.aligned(widths))
         writer = _TensorBoard(tensorboard)
 
         def report(epoch: int, measured: dict[str, float]) -> None:
@@ -200,6 +244,7 @@ def train(
                 head=head.value,
             )
             chosen = choose_device(device)
+            best_epochs = 0
             if trials:
                 from services.training.search import search  # Optuna, only where a search is wanted
 
@@ -214,7 +259,7 @@ def train(
                     report=lambda number, best: progress(f"trials, best {best:.3f}", number + 1, trials),
                 )
             else:
-                network = fit(
+                network, best_epochs = fit_counting(
                     config,
                     sets.train,
                     sets.dev,
@@ -224,12 +269,16 @@ def train(
                     report=report,
                 )
             facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-            save(network.cpu(), out, facts)
             judge = evaluation.NetworkJudge(network)
             dev_result = {
                 str(part): evaluation.evaluate(judge, sets.dev.take(sets.dev.parts == part), seed=seed)
                 for part in np.unique(sets.dev.parts)
             }
+            if sets.held_out and best_epochs:  # they have told when to stop; now they teach as well
+                everything = joined([sets.train, sets.dev])
+                network = refit(network, everything, sets.options, best_epochs, chosen)
+                facts["refitted_epochs"] = best_epochs
+            save(network.cpu(), out, facts)
         if sets.texts:
             np.save(out / TRAINED_ON, recipe.text_codes(sets.texts))
     result = {
@@ -248,7 +297,11 @@ def train(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sets:
-    """What a training works on. texts: those it was trained on, where the model must be able to prove it."""
+    """What a training works on.
+
+    held_out: whether the rows to decide by were taken from those to train on. texts: those it was trained on,
+    where the model must be able to prove it.
+    """
 
     train: Examples
     dev: Examples
@@ -257,6 +310,18 @@ class _Sets:
     weights: npt.NDArray[np.float64] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    held_out: bool = False
+
+
+def _widths(examples: Examples, names: str) -> dict[str, int]:
+    """Width of the vectors of each of these slots, separated by commas."""
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in examples.vectors]
+    if unknown:
+        raise manifest.ManifestError(
+            f"--slots: no {', '.join(unknown)} among {', '.join(examples.slots)}, which the rows have"
+        )
+    return {name: examples.vectors[name].shape[1] for name in wanted}
 
 
 def _feature_sets(file: Path, dev_file: Path | None, options: FitOptions) -> _Sets:
@@ -267,35 +332,53 @@ def _feature_sets(file: Path, dev_file: Path | None, options: FitOptions) -> _Se
     if not any(groups):  # of VIDEO_N, the video: its utterances must not be on both sides
         groups = [name.rpartition("_")[0] or name for name in examples.ids.tolist()]
     out = _held_out(groups, options.seed)
-    return _Sets(examples.take(~out), examples.take(out), classes, options)
+    return _Sets(examples.take(~out), examples.take(out), classes, options, held_out=True)
+
+
+def _labelled_rows(
+    file: Path, dev_file: Path | None, mapping: str, labels: str, seed: int
+) -> tuple[list[manifest.Row], list[manifest.Row], tuple[str, ...]]:
+    """Rows to train on, rows to decide by (of the second file, else groups held out of the first), and the
+    classes."""
+    columns = manifest.parse_map(mapping)
+    rows = manifest.of_labels(manifest.read(file, columns), labels)
+    found = manifest.classes(rows)
+    if len(found) < 2:
+        raise manifest.ManifestError(f"{file} has {len(found)} labels; two or more are needed")
+    if dev_file is not None:
+        return rows, manifest.of_labels(manifest.read(dev_file, columns), labels), found
+    held = _held_out([row.group or row.id for row in rows], seed)
+    return (
+        [row for row, is_out in zip(rows, held, strict=True) if not is_out],
+        [row for row, is_out in zip(rows, held, strict=True) if is_out],
+        found,
+    )
 
 
 def _manifest_sets(
-    file: Path,
-    dev_file: Path | None,
-    mapping: str,
+    rows: Sequence[manifest.Row],
+    dev_rows: Sequence[manifest.Row],
+    classes: tuple[str, ...],
     options: FitOptions,
     tuning: TuneOptions,
+    with_lexicon: bool,
     copies: int,
     out: Path,
     device: str,
     progress: features.Progress,
 ) -> _Sets:
-    columns = manifest.parse_map(mapping)
-    rows = manifest.read(file, columns)
-    classes = manifest.classes(rows)
-    if len(classes) < 2:
-        raise manifest.ManifestError(f"{file} has {len(classes)} labels; two or more are needed")
-    if dev_file is not None:
-        dev_rows = manifest.read(dev_file, columns)
-    else:
-        held = _held_out([row.group or row.id for row in rows], options.seed)
-        dev_rows = [row for row, is_out in zip(rows, held, strict=True) if is_out]
-        rows = [row for row, is_out in zip(rows, held, strict=True) if not is_out]
     model, text = ModelSettings(), TextModelSettings()
-    if tuning.mode != "none" and any(row.text for row in rows):
+    tunes = tuning.mode != "none" and any(row.text for row in rows)
+    # A folder of the user's own is no model that another adapter can be laid over.
+    reads = with_lexicon and text.adapter in (SHIPPED, NO_ADAPTER) and _for_lexicon(rows)
+    if tunes:
         _tune(rows, dev_rows, classes, tuning, text, out / ADAPTER, device, progress)
+    elif reads:
+        _learn_lexicon(rows, dev_rows, classes, options.seed, text, out / ADAPTER, progress)
+    if tunes or reads:
         text = text.model_copy(update={"adapter": str(out / ADAPTER)})
+    elif (out / ADAPTER).is_dir():
+        shutil.rmtree(out / ADAPTER)  # of an earlier training into this folder
     open_encoder = features.encoders(model, text)
     changes: list[features.Change | None] = [None]
     if copies:
@@ -308,7 +391,7 @@ def _manifest_sets(
             for change in changes
         ]
     )
-    if tuning.mode != "none":
+    if tunes or reads:
         # A copy's words are nearly those of its row: the lexicon must not have seen either.
         train_set = _unseen(train_set, [row.text for row in rows] * len(changes), text)
     dev_set = features.from_rows(dev_rows, classes, open_encoder, model.cache_dir, progress)
@@ -419,11 +502,47 @@ def _tune(
     encoder = features.encoders(model, text.model_copy(update={"adapter": str(folder)}))(Modality.TEXT)
     for each, its_states in zip((train_task, dev_task), states, strict=True):
         deep = vectors(tuned, its_states, e5.device)
-        whole = np.concatenate([deep, said.logits(each.texts).astype(np.float16)], axis=1)
+        told = (e5.told(each.texts), said.logits(each.texts))
+        whole = np.concatenate([deep, *(logits.astype(np.float16) for logits in told)], axis=1)
         whole[~deep.any(1)] = 0
         features.remember(encoder, each.texts, whole, model.cache_dir)
     (folder / CHECKPOINT).unlink()
     return dev_measures(tuned, dev_task, states[1], len(classes), tuning.measure, e5.device)
+
+
+def _for_lexicon(rows: Sequence[manifest.Row]) -> bool:
+    """Whether a lexicon of the rows' labels can be learned from them, and be kept from what it has seen."""
+    return sum(bool(row.text and row.label) for row in rows) >= LEXICON_ROWS and not any(
+        row.audio for row in rows
+    )
+
+
+def _learn_lexicon(
+    rows: Sequence[manifest.Row],
+    dev_rows: Sequence[manifest.Row],
+    classes: tuple[str, ...],
+    seed: int,
+    text: TextModelSettings,
+    folder: Path,
+    progress: features.Progress,
+) -> None:
+    """Writes an adapter folder that adds a lexicon of these labels to the text model as it is."""
+    from services.training import lexicon  # scikit-learn, only where a lexicon is fitted
+
+    model = ModelSettings()
+    texts = [row.text for row in rows]
+    said = lexicon.fit(texts, features.numbered([row.label for row in rows], classes), len(classes), seed)
+    shipped = adapter_folder(text.model, text.adapter) == SHIPPED_ADAPTER
+    save_lexicon(folder, said, over=SHIPPED if shipped else NO_ADAPTER)
+    # What the text model makes of the texts stays: only the lexicon's values come to it.
+    inputs = [Input(row.text) for row in [*rows, *dev_rows] if row.text.strip()]
+    before = features.encoders(model, text)(Modality.TEXT)
+    vectors, index = features.embed(before, inputs, model.cache_dir, progress)[Modality.TEXT]
+    given = np.flatnonzero(index >= 0)
+    known = [inputs[i].text for i in given.tolist()]
+    whole = np.concatenate([vectors[index[given]], said.logits(known).astype(np.float16)], axis=1)
+    after = features.encoders(model, text.model_copy(update={"adapter": str(folder)}))(Modality.TEXT)
+    features.remember(after, known, whole, model.cache_dir)
 
 
 def evaluate(
@@ -437,6 +556,7 @@ def evaluate(
         Path, typer.Option(help="Folder of the model; by default the shipped one.")
     ] = SHIPPED_WEIGHTS,
     map: Map = "",
+    labels: Labels = "",
     report: Annotated[
         Path | None, typer.Option(help="Folder to write report.html with its plots into.")
     ] = None,
@@ -477,7 +597,7 @@ def evaluate(
         if features_file is not None:
             examples, _ = features.from_file(features_file, classes)
         elif manifest_file is not None:
-            rows = manifest.read(manifest_file, manifest.parse_map(map))
+            rows = manifest.of_labels(manifest.read(manifest_file, manifest.parse_map(map)), labels)
             open_encoder, cache_dir = _encoders_of(model), ModelSettings().cache_dir
             examples = features.from_rows(rows, classes, open_encoder, cache_dir, progress)
         else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,63 @@ def fit(
     weights: (N,) how often each row is drawn, relative to the others; by default equally often (or by class).
     The dev measure is the mean over the parts of the dev set, so that a large part does not decide alone.
     """
+    return fit_counting(config, train, dev, options, weights=weights, device=device, report=report)[0]
+
+
+def fit_counting(
+    config: ModelConfig,
+    train: Examples,
+    dev: Examples,
+    options: FitOptions,
+    *,
+    weights: npt.NDArray[np.float64] | None = None,
+    device: str = "cpu",
+    report: Report | None = None,
+) -> tuple[FusionNetwork, int]:
+    """As `fit`, and after how many epochs the network was best."""
+    dev = dev.aligned(config.slots)
+    deciding = dev.take(np.isin(dev.parts, options.deciding_parts)) if options.deciding_parts else dev
+    best: dict[str, Tensor] = {}
+    best_value, best_epoch = -1.0, -1
+    for epoch, network, loss in _epochs(config, train, options, weights, device):
+        value = dev_measure(network, deciding, options.measure, device)
+        if report is not None:
+            report(epoch, {"loss": loss, f"dev {options.measure}": value})
+        if value > best_value:
+            best, best_value, best_epoch = copy.deepcopy(network.state_dict()), value, epoch
+        elif epoch - best_epoch >= options.patience:
+            break
+    network.load_state_dict(best)
+    network.eval()
+    calibrate(network, dev, balance=options.balance, device=device)
+    return network, best_epoch + 1
+
+
+def refit(
+    network: FusionNetwork, train: Examples, options: FitOptions, epochs: int, device: str = "cpu"
+) -> FusionNetwork:
+    """The network anew, trained for so many epochs on all rows there are, those that told when to stop among
+    them.
+
+    Nothing is left to calibrate on: the temperatures are those of the network that stopped by held-out rows.
+    """
+    _, again, _ = next(islice(_epochs(network.config, train, options, None, device), epochs - 1, None))
+    again.temperatures.copy_(network.temperatures)
+    return again.eval()
+
+
+def _epochs(
+    config: ModelConfig,
+    train: Examples,
+    options: FitOptions,
+    weights: npt.NDArray[np.float64] | None,
+    device: str,
+) -> Iterator[tuple[int, FusionNetwork, float]]:
+    """Trains a new network; after each epoch its number, the network as it is then, and the mean loss."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     network = FusionNetwork(config)
-    train, dev = train.aligned(config.slots), dev.aligned(config.slots)
+    train = train.aligned(config.slots)
     for slot, vectors in train.vectors.items():
         sample = torch.from_numpy(vectors[rng.permutation(len(vectors))[:20_000]]).float()
         network.standardise(slot, sample.mean(0), sample.std(0, correction=0))
@@ -94,8 +147,6 @@ def fit(
         optimizer,
         lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))),
     )
-    deciding = dev.take(np.isin(dev.parts, options.deciding_parts)) if options.deciding_parts else dev
-    best, best_value, waited = copy.deepcopy(network.state_dict()), -1.0, 0
     for epoch in range(options.epochs):
         network.train()
         if chances is None:
@@ -113,19 +164,7 @@ def fit(
             optimizer.step()
             scheduler.step()
             total += float(loss.detach()) * len(order[start : start + batch_rows])
-        value = dev_measure(network, deciding, options.measure, device)
-        if report is not None:
-            report(epoch, {"loss": total / len(order), f"dev {options.measure}": value})
-        if value > best_value:
-            best, best_value, waited = copy.deepcopy(network.state_dict()), value, 0
-        else:
-            waited += 1
-            if waited >= options.patience:
-                break
-    network.load_state_dict(best)
-    network.eval()
-    calibrate(network, dev, balance=options.balance, device=device)
-    return network
+        yield epoch, network, total / len(order)
 
 
 def _loss(

@@ -63,13 +63,17 @@ def _fit(matrix: csr_matrix, labels: Ints, classes: int, seed: int) -> Lexicon:
     matrix, labels = matrix[labelled], labels[labelled]
     seen = np.bincount(matrix.indices, minlength=BUCKETS)
     rarity = (np.log((1 + matrix.shape[0]) / (1 + seen)) + 1).astype(np.float32)
+    weights = np.zeros((BUCKETS, classes), np.float32)
+    bias = np.full(classes, -10.0, np.float32)  # of a class without a text
+    known = np.unique(labels)
+    if len(known) < 2:
+        bias[known] = 0
+        return Lexicon(rarity, weights, bias)
     weighed = matrix.copy()
     weighed.data = weighed.data * rarity[weighed.indices]
     model = SGDClassifier(
         loss="log_loss", alpha=1e-5, max_iter=_EPOCHS, tol=None, class_weight="balanced", random_state=seed
     ).fit(normalize(weighed), labels)
-    weights = np.zeros((BUCKETS, classes), np.float32)
-    bias = np.full(classes, -10.0, np.float32)  # of a class without a text
     if len(model.classes_) == 2:  # one line between the two: each side of it is a class
         weights[:, model.classes_] = np.concatenate([-model.coef_, model.coef_]).T / 2
         bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2

@@ -9,6 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FIELDS = ("id", "text", "image", "audio", "label", "group", "lang", "emotion")
+# What data sets call the emotions of the model.
+_EMOTION_NAMES = {
+    name: name for name in ("anger", "joy", "sadness", "fear", "surprise", "disgust", "neutral")
+} | {
+    "angry": "anger",
+    "calm": "neutral",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happiness": "joy",
+    "happy": "joy",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 _SOUNDS = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".webm", ".aac"})
 
@@ -48,7 +61,8 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
     """The rows of a manifest. Paths in it are relative to it.
 
     columns: which column holds a field, by default the one of the same name; a column `file` with a picture
-    or a sound counts as image or audio by its suffix.
+    or a sound counts as image or audio by its suffix. A column `emotion` that is not mapped counts where it
+    holds a name of one of the model's, and not at all where it is the label.
     Raises ManifestError when the file is no manifest, a mapped column is missing, or a file it names is not
     there.
     """
@@ -60,6 +74,8 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
             if column not in record:
                 raise ManifestError(f"{path}:{number}: no column {column!r}, which --map wants as {field}")
         values = {field: record.get(columns.get(field, field), "") for field in FIELDS}
+        if columns.get("label") == "emotion" and "emotion" not in columns:
+            values["emotion"] = ""
         lone = record.get("file", "")
         if lone and not values["image"] and not values["audio"]:
             suffix = Path(lone).suffix.lower()
@@ -78,7 +94,7 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
                 audio=paths["audio"],
                 group=values["group"],
                 language=values["lang"] or "und",
-                emotion=values["emotion"],
+                emotion=_EMOTION_NAMES.get(values["emotion"], values["emotion"] * ("emotion" in columns)),
             )
         )
     if missing:
@@ -87,6 +103,19 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> list[Row]:
     if not rows:
         raise ManifestError(f"{path} has no rows")
     return rows
+
+
+def of_labels(rows: Sequence[Row], labels: str) -> list[Row]:
+    """The rows of the labels named, separated by commas, and those without one; all rows for "".
+
+    Raises ManifestError when no row has one of them.
+    """
+    wanted = {name.strip() for name in labels.split(",") if name.strip()}
+    kept = [row for row in rows if not wanted or not row.label or row.label in wanted]
+    missing = sorted(wanted - {row.label for row in kept})
+    if missing:
+        raise ManifestError(f"--labels: no row is labelled {', '.join(missing)}")
+    return kept
 
 
 def classes(rows: Sequence[Row]) -> tuple[str, ...]:

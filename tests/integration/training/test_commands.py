@@ -216,3 +216,29 @@ def test_robustness_alters_every_modality_of_the_rows(folder: Path, tmp_path: Pa
     assert found["sarcasm"]["lines"] == 24
     assert found["sarcasm_file"]["1"]["rows"] == 1
     assert sum(found["sarcasm_file"]["1"][name] for name in ("negative", "neutral", "positive")) == 1
+
+
+def test_a_lexicon_of_the_labels_comes_to_the_text_model(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "LEXICON_ROWS", 8)
+    manifest = write(tmp_path / "words.csv", TRAIN, "text label lang")
+    words = ("train", "--manifest", manifest, "--dev", manifest, "--epochs", 2, "--out", tmp_path / "model")
+    found = run(*words)
+    before = encodings(cache)
+    assert run(*words)["model_version"] == found["model_version"]
+    assert encodings(cache) == before, "the second training asked an encoder"
+    remembered = run("evaluate", "--model", tmp_path / "model", "--manifest", manifest)
+    with pytest.MonkeyPatch.context() as patch:
+        for weights in cache.iterdir():
+            if weights.name != "embeddings":
+                (tmp_path / weights.name).symlink_to(weights.resolve())
+        patch.setenv("CROWDTONE_CACHE_DIR", str(tmp_path))
+        encoded = run("evaluate", "--model", tmp_path / "model", "--manifest", manifest)
+    assert encoded["ece"] == pytest.approx(remembered["ece"], abs=1e-3), (
+        "what was remembered is what it encodes"
+    )
+    assert encoded["confusion"] == remembered["confusion"]
+    plain = run(*words, "--no-lexicon")
+    assert not (tmp_path / "model" / "adapter").exists()
+    assert plain["encoders"] != found["encoders"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shared.e5 import (
     E5,
+    SHIPPED,
     Bert,
     BertConfig,
     LoraConfig,
@@ -22,6 +23,7 @@ from shared.e5 import (
     load_lexicon,
     over_shipped,
     save_adapter,
+    save_lexicon,
     token_batches,
 )
 from shared.ngrams import BUCKETS, Lexicon
@@ -149,9 +151,33 @@ def test_a_lexicon_adds_its_logits_to_the_vector(tmp_path: Path) -> None:
     e5 = tiny()
     plain, _ = e5.embed(TEXTS)
     load_adapter(e5.network, tmp_path)
-    e5.lexicon = load_lexicon(tmp_path)
+    own = load_lexicon(tmp_path)
+    assert own is not None
+    e5.lexicons = (own,)
     assert e5.dimension == 19
     vectors, present = e5.embed(TEXTS)
     np.testing.assert_allclose(vectors[:, :16], plain, atol=1e-6)
     np.testing.assert_allclose(vectors[present, 16:], lexicon.logits(TEXTS)[present], atol=0.02)
     assert not vectors[~present].any()
+
+
+def test_a_lexicon_alone_is_an_adapter_that_leaves_the_network_as_it_is(tmp_path: Path) -> None:
+    first, second = (
+        Lexicon(
+            np.ones(BUCKETS, np.float32), np.full((BUCKETS, c), c, np.float32), np.arange(c, dtype=np.float32)
+        )
+        for c in (2, 3)
+    )
+    save_lexicon(tmp_path, first)
+    e5, plain = tiny(), tiny().embed(TEXTS)[0]
+    load_adapter(e5.network, tmp_path)
+    own = load_lexicon(tmp_path)
+    assert own is not None
+    e5.lexicons = (own, second)
+    vectors, present = e5.embed(TEXTS)
+    assert np.array_equal(vectors[:, :16], plain)
+    told = np.concatenate([first.logits(TEXTS), second.logits(TEXTS)], axis=1)
+    np.testing.assert_allclose(vectors[present, 16:], told[present], atol=0.02)
+    assert not over_shipped(tmp_path)
+    save_lexicon(tmp_path, first, over=SHIPPED)
+    assert over_shipped(tmp_path)

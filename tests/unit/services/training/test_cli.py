@@ -72,6 +72,21 @@ def test_whole_videos_are_held_out(app: typer.Typer, tmp_path: Path) -> None:
     file = write_features(tmp_path / "f.npz", 0)
     trained = run(app, "train", "--features", file, "--out", tmp_path / "m", "--epochs", 1, "--json")
     assert trained["dev_rows"] == 10, "one of the twelve videos, with its ten utterances"
+    assert trained["refitted_epochs"] == 1, "and then all of them teach"
+    other = run(app, "train", "--features", file, "--dev-features", file, "--out", tmp_path / "n", "--json")
+    assert "refitted_epochs" not in other
+
+
+def test_a_model_of_some_of_the_slots(app: typer.Typer, tmp_path: Path) -> None:
+    file = write_features(tmp_path / "f.npz", 0)
+    words = ("train", "--features", file, "--out", tmp_path / "m", "--epochs", 1, "--json", "--slots")
+    run(app, *words, "video")
+    measured = run(app, "evaluate", "--model", tmp_path / "m", "--features", file, "--json")
+    assert set(measured["per_subset"]) == {"video"}
+    refused = CliRunner().invoke(app, [str(word) for word in (*words, "text,smell")])
+    assert (refused.exit_code, "no smell among text, video" in " ".join(refused.output.split())) == (
+        cli.USAGE_EXIT, True,
+    )  # fmt: skip
 
 
 def test_tensorboard_logs_are_written(app: typer.Typer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from services.fusion.model import HEADS, STRATEGIES, FusionModel, ModelConfig, load_network, save
 from services.training import evaluation, report
 from services.training.examples import Examples, joined
-from services.training.fit import FitOptions, class_weights, fit, withheld
+from services.training.fit import FitOptions, class_weights, fit, fit_counting, refit, withheld
 
 torch.set_num_threads(1)
 SLOTS = {"text": 6, "image": 4}
@@ -62,6 +62,23 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
+
+
+def test_refitting_learns_from_the_rows_that_told_when_to_stop() -> None:
+    """Only those show the third class."""
+    rows, stop = examples(400, 0, present=1), examples(200, 1, present=1)
+    rows = rows.take(rows.labels < 2)
+    network, epochs = fit_counting(CONFIG, rows, stop, OPTIONS)
+    again = refit(network, joined([rows, stop]), OPTIONS, epochs)
+    assert 1 <= epochs <= OPTIONS.epochs
+    assert torch.equal(again.temperatures, network.temperatures)
+    test = examples(200, 2, present=1)
+    recall = [
+        evaluation.evaluate(evaluation.NetworkJudge(each), test)["per_class"]["positive"]["recall"]
+        for each in (network, again)
+    ]
+    assert recall[0] == 0
+    assert recall[1] > 0.2
 
 
 def test_a_trained_model_survives_its_files(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def test_texts_without_a_label_are_left_out_and_a_class_without_texts_is_never_s
     assert not (fitted.logits(some).argmax(1) == 2).any()
 
 
+def test_texts_of_one_class_leave_nothing_to_learn() -> None:
+    some, _ = texts(20, 0)
+    fitted = lexicon.fit(some, np.ones(20, np.int64), classes=3)
+    assert (fitted.logits(some).argmax(1) == 1).all()
+
+
 def test_out_of_fold_says_nothing_of_labels_that_mean_nothing() -> None:
     rng = np.random.default_rng(1)
     some = [rng.bytes(30).hex() for _ in range(400)]

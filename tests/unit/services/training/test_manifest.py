@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.training.manifest import ManifestError, classes, parse_map, read
+from services.training.manifest import ManifestError, classes, of_labels, parse_map, read
 
 
 def test_csv_with_mapped_columns_and_a_lone_file(tmp_path: Path) -> None:
@@ -60,3 +60,22 @@ def test_sentiments_keep_their_order(tmp_path: Path) -> None:
     assert classes(read(path)) == ("negative", "neutral", "positive")
     path.write_text("text,label\na,sad\nb,happy\n")
     assert classes(read(path)) == ("happy", "sad")
+
+
+def test_emotions_by_the_names_that_data_sets_give_them(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("text,label,emotion\na,x,angry\nb,y,fear\nc,y,bored\n")
+    assert [row.emotion for row in read(path)] == ["anger", "fear", ""]
+    assert [row.emotion for row in read(path, {"emotion": "emotion"})] == ["anger", "fear", "bored"]
+    rows = read(path, {"label": "emotion"})
+    assert [(row.label, row.emotion) for row in rows] == [("angry", ""), ("fear", ""), ("bored", "")]
+
+
+def test_only_rows_of_the_labels_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("text,label\na,good\nb,bad\nc,odd\nd,\n")
+    rows = read(path)
+    assert [row.text for row in of_labels(rows, "")] == ["a", "b", "c", "d"]
+    assert [row.text for row in of_labels(rows, "bad, good")] == ["a", "b", "d"]
+    with pytest.raises(ManifestError, match="no row is labelled worse"):
+        of_labels(rows, "good,worse")
