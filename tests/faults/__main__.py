@@ -9,8 +9,10 @@ nothing be there twice. Columns:
   lost        without their complete verdict in the end, or missing in a trend
   duplicated  there twice, or counted twice in a trend
   recovery    seconds from the end of the harm until every post offered by then had its complete verdict:
-              median and longest
+              median and longest of the injections, about half, whose recovery the next one waits for
   restarts    how often services ended by themselves (exit 75: a dependency stayed away), to be started again
+
+Each row is in rows.jsonl of the run's folder as soon as it is there, for a run that is broken off.
 
 Exits 0 when every fault that ran lost and duplicated nothing, 1 when not. What this machine cannot do (mount
 as root, libfaketime) is listed as skipped, with what is missing.
@@ -61,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say=lambda line: say.print(line, soft_wrap=True),
             )
             rows.append(row)
+            line = json.dumps(asdict(row) | {"holds": row.holds})
+            with (directory / "rows.jsonl").open("a") as file:
+                file.write(line + "\n")
             if arguments.json:
-                print(json.dumps(asdict(row) | {"holds": row.holds}), flush=True)
+                print(line, flush=True)
     if not arguments.json:
         _show(rows)
     say.print(f"{len(rows)} faults in {(time.monotonic() - began) / 60:.0f} minutes; logs are in {directory}")
@@ -81,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--posts", type=int, default=5_000, help="offered for each fault at least (5000)")
     parser.add_argument("--times", type=int, help="injections of each fault, instead of its own number")
-    parser.add_argument("--rate", type=float, default=40.0, help="posts offered each second meanwhile (40)")
+    parser.add_argument("--rate", type=float, default=25.0, help="posts offered each second meanwhile (25)")
     parser.add_argument("--seed", default="1", help="rules when what is done; the same seed, the same plan")
     parser.add_argument("--json", action="store_true", help="one JSON object per fault, as it ends")
     parser.add_argument(

@@ -17,6 +17,9 @@ from tests.faults.recount import Published, recount
 from tests.faults.system import System, wait_until
 
 FIRST_DAY: Final = date(2026, 1, 1)
+WAITED_FOR: Final = 0.5
+"""Share of the injections whose recovery is waited for; the next one strikes in the midst of the others."""
+MEANWHILE_S: Final = 3.0
 RECOVERY_TIMEOUT_S: Final = 240.0
 DRAIN_TIMEOUT_S: Final = 600.0
 EXPECTED_ENDS: Final = re.compile(r" (exit 75|SIGKILL|SIGTERM)$")
@@ -55,7 +58,11 @@ def run(
     published: Published,
     say: Callable[[str], None],
 ) -> Row:
-    """Inject `fault` so many times while at least `posts` posts flow; then drain and count them."""
+    """Inject `fault` so many times while at least `posts` posts flow; then drain and count them.
+
+    Half of the injections strike a system that has recovered from the one before, the others one that has
+    not; the recovery of the latter is part of what follows.
+    """
     day = FIRST_DAY + timedelta(days=3 * [each.name for each in FAULTS].index(fault.name))
     plan = Plan(fault.name, day, **fault.plan)
     log_from = system.log_size()
@@ -74,6 +81,9 @@ def run(
                         feed.offer(max(0, posts - feed.offered))
                     time.sleep(chance.uniform(0, 2))
                     fault.inject(Scene(system, feed, chance, last))
+                    if not last and chance.random() >= WAITED_FOR:
+                        time.sleep(chance.uniform(0, MEANWHILE_S))
+                        continue
                     seconds = _recovery_s(system, fault, feed)
                     say(
                         f"{fault.name} {turn + 1}/{times}: {feed.offered} posts, recovered in {seconds:.1f} s"

@@ -41,9 +41,9 @@ IMPATIENT: Final = {
     "CROWDTONE_TEXT_ENCODER_MAX_POLL_RECORDS": "100",
     "CROWDTONE_IMAGE_MAX_POLL_RECORDS": "64",
     "CROWDTONE_AUDIO_MAX_POLL_RECORDS": "8",
-    # A dead member is noticed after 6 s, the least a broker allows; a stuck one after 15.
-    "CROWDTONE_KAFKA_SESSION_TIMEOUT_MS": "6000",
-    "CROWDTONE_KAFKA_MAX_POLL_INTERVAL_MS": "15000",
+    # A dead member is noticed after 3 s, a stuck one after 10.
+    "CROWDTONE_KAFKA_SESSION_TIMEOUT_MS": "3000",
+    "CROWDTONE_KAFKA_MAX_POLL_INTERVAL_MS": "10000",
     # What stays away for this long makes a service exit, and start again.
     "CROWDTONE_KAFKA_RETRY_S": "25",
     "CROWDTONE_POSTGRES_RETRY_S": "25",
@@ -86,10 +86,16 @@ class System:
         passable(self.directory)
         self._mount_small_store()
         proxy_ports = dict(zip(SERVERS, choose_ports((), len(SERVERS) + 1), strict=False))
-        listener = f"advertised.listeners=PLAINTEXT://127.0.0.1:{proxy_ports['kafka']}"
+        overrides = (
+            f"advertised.listeners=PLAINTEXT://127.0.0.1:{proxy_ports['kafka']}",
+            "group.min.session.timeout.ms=1000",  # 6 s by itself
+        )
         self._servers["kafka"] = dataclasses.replace(
             local_stack.KAFKA,
-            command=lambda directory, state: [*local_kafka.command(directory), "--override", listener],
+            command=lambda directory, state: [
+                *local_kafka.command(directory),
+                *(word for override in overrides for word in ("--override", override)),
+            ],
         )
         self._running.callback(local_stack.down, self.directory)
         addresses = local_stack.up(self.directory, list(self._servers.values()), dies_with_us=True)
