@@ -7,12 +7,14 @@ again. From then on the clock of recovery runs.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -91,6 +93,20 @@ def api_answers(system: System) -> Callable[[], bool]:
         try:
             return bool(system.pipeline.api.ListPosts(request, timeout=2).posts)
         except grpc.RpcError:
+            return False
+
+    return answers
+
+
+def dashboard_answers(system: System) -> Callable[[], bool]:
+    """The page shows the newest posts again."""
+    address = f"http://127.0.0.1:{system.env['CROWDTONE_DASHBOARD_PORT']}/api/posts"
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(address, timeout=2) as answer:
+                return bool(json.load(answer)["posts"])
+        except OSError:  # also HTTPError: the API behind it is not there
             return False
 
     return answers
@@ -359,6 +375,9 @@ FAULTS: Final = (
     Fault("kill-fusion", "kill -9 of fusion", kill_service("fusion")),
     Fault("kill-api", "kill -9 of the API", kill_service("api"), recovered=api_answers),
     Fault("kill-alerts", "kill -9 of alerts", kill_service("alerts"), recovered=alerts_catch_up),
+    Fault(
+        "kill-dashboard", "kill -9 of the dashboard", kill_service("dashboard"), recovered=dashboard_answers
+    ),
     Fault("kill-ingest", "kill -9 of ingest", kill_ingest),
     Fault("kill-kafka", "kill -9 of Kafka", kill_server("kafka")),
     Fault("kill-postgres", "kill -9 of Postgres", kill_server("postgres")),

@@ -30,7 +30,7 @@ from tests.faults.feed import TOPICS, WORDS, Feed, Plan, write_media
 from tests.faults.proxy import Proxy
 from tests.stack import Pipeline, passable, services
 
-SERVICES: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts")
+SERVICES: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts", "dashboard")
 SERVERS: Final = ("kafka", "postgres", "redis")
 MEDIA_STORE_BYTES: Final = 48 * 1024 * 1024
 
@@ -115,12 +115,14 @@ class System:
             )
         text_version = models.write_text_model(self.directory / "text-model", WORDS)
         models.write_fusion_model(self.directory / "fusion-model", text_version)
+        api_port, dashboard_port = choose_ports((), 2)
         self.env |= {
             "CROWDTONE_TEXT_MODEL": str(self.directory / "text-model"),
             "CROWDTONE_TEXT_ADAPTER": "none",
             "CROWDTONE_FUSION_MODEL": str(self.directory / "fusion-model"),
             "CROWDTONE_MEDIA_URL": self.store.as_uri(),
-            "CROWDTONE_API_ADDRESS": f"127.0.0.1:{choose_ports((), 1)[0]}",
+            "CROWDTONE_API_ADDRESS": f"127.0.0.1:{api_port}",
+            "CROWDTONE_DASHBOARD_PORT": str(dashboard_port),
         }
         write_media(self.media)
         (self.directory / "inputs").mkdir()
