@@ -33,7 +33,9 @@ from tests.faults.system import System, wait_until
 OFFSET_COMMIT: Final = 8  # api key of the Kafka protocol
 FAKETIME: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 COMMITTED: Final = b"COMMIT\0"
-REPLAYED: Final = 400
+REPLAYED: Final = 200
+"""Records; each of `embeddings` is of up to some hundred posts."""
+ALL: Final = 2**62
 
 
 class CannotInject(Exception):
@@ -304,11 +306,12 @@ def jump(scene: Scene) -> None:
 
 
 def replay(scene: Scene) -> None:
-    """Records come again, in another order; or fusion starts over from an older offset."""
+    """Records come again, in another order; or fusion starts over from an older offset, in the end from 0."""
     if scene.last or scene.random.random() < 0.3:
-        share = 0.0 if scene.last else scene.random.random()
+        back = ALL if scene.last else scene.random.randint(1, REPLAYED)
         scene.system.rows(
-            "UPDATE offset_ledger SET next_offset = floor(next_offset * %s) WHERE topic = 'embeddings'", share
+            "UPDATE offset_ledger SET next_offset = greatest(0, next_offset - %s) WHERE topic = 'embeddings'",
+            back,
         )
         scene.system.kill("fusion")
         return
@@ -355,6 +358,7 @@ MIX: Final = Fault(
     "mix",
     "kill -9 of fusion, text encoder, Kafka, Postgres, Redis at once",
     everything,
+    times=10,
     plan={"image_every": 1, "sound_every": 1},  # no pictures, no sounds: two services are enough for them
 )
 FAULTS: Final = (
