@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 
 from shared.encoding import Encoder, Input
+from shared.errors import ModelBroken
 from shared.messages import Answer, Modality
 
 LEAST_COSINE: Final = 0.999
@@ -22,10 +23,6 @@ LEAST_COSINE: Final = 0.999
 
 SIDE: Final = 64
 SAMPLE_RATE_HZ: Final = 16_000
-
-
-class ModelBroken(RuntimeError):
-    """The model no longer does what it did at the start: the process must end, and nothing of its be kept."""
 
 
 def words() -> Input:

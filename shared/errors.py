@@ -15,3 +15,7 @@ class Fenced(RuntimeError):
     def __init__(self, partitions: frozenset[int]) -> None:
         super().__init__(f"another process has claimed partitions {sorted(partitions)}")
         self.partitions = partitions
+
+
+class ModelBroken(RuntimeError):
+    """The model no longer does what it did at the start: the process must end, and nothing of its be kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from services.fusion.canary import Canary, watched
 from services.fusion.fusion import SERVICE, Fusion
 from services.fusion.join import Join
 from services.fusion.model import FusionModel
@@ -17,6 +18,7 @@ from shared.settings import KafkaSettings, PostgresSettings, WorkerSettings
 def run() -> None:
     stopped = worker.on_sigterm()
     settings, postgres = FusionSettings(), PostgresSettings()
+    model = FusionModel.load(settings.model, settings.device)
     fusion = Fusion(
         Join(
             grace_s=settings.grace_s,
@@ -24,7 +26,7 @@ def run() -> None:
             max_open_posts=settings.max_open_posts,
             max_open_bytes=settings.max_open_bytes,
         ),
-        FusionModel.load(settings.model, settings.device),
+        model,
         # Systems that share a Postgres as they share a cluster: the prefix tells their ledgers apart.
         PostgresStore(
             db.engine(postgres),
@@ -35,7 +37,7 @@ def run() -> None:
     serve(
         SERVICE,
         topics.EMBEDDINGS,
-        fusion.step,
+        watched(fusion.step, Canary(model)),
         stopped=stopped,
         max_poll_records=settings.max_poll_records,
         rebalanced=fusion.rebalanced,

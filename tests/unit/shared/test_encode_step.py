@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from shared import codec, topics
-from shared.canary import Canary, ModelBroken
+from shared.canary import Canary
 from shared.encoding import Input, encode_step
+from shared.errors import ModelBroken
 from shared.media import MediaStore
 from shared.messages import Answer, EmbeddingBatch, Media, Modality, Output, Post, Record, TopicPartition
 from shared.settings import MediaSettings
