@@ -127,18 +127,22 @@ def handler(health: Health) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def end_after(stopped: Callable[[], bool], drain_s: float) -> None:
+def end_after(stopped: Callable[[], bool], drain_s: float) -> Callable[[], None]:
     """Once `stopped()`, there are `drain_s` to end; after that the process ends with 75, its turn undone.
 
-    That loses nothing: what is not committed is read again.
+    That loses nothing: what is not committed is read again. What it returns calls it off.
     """
+    off = threading.Event()
 
     def wait() -> None:
         while not stopped():
-            time.sleep(0.1)
-        time.sleep(drain_s)
+            if off.wait(0.1):
+                return
+        if off.wait(drain_s):
+            return
         log.error("not drained within %.0f s; ending with offsets uncommitted", drain_s)
         logging.shutdown()
         os._exit(75)
 
     threading.Thread(target=wait, name="drain", daemon=True).start()
+    return off.set

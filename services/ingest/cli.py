@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -29,7 +30,7 @@ from services.ingest.intake import SERVICE, Counts, Intake, author_hash
 from services.ingest.seen import Seen
 from services.ingest.settings import AuthorSettings, FetchSettings, IngestSettings
 from services.ingest.tracked import TrackedTopics
-from shared import db, heartbeat, kafka, metrics, worker
+from shared import db, health, heartbeat, kafka, worker
 from shared.errors import Unavailable
 from shared.media import MediaStore
 from shared.settings import KafkaSettings, MediaSettings, PostgresSettings, RedisSettings, WorkerSettings
@@ -260,13 +261,22 @@ def _run(
     settings, fetch_settings = _settings(IngestSettings), _settings(FetchSettings)
     kafka_settings, media_settings, postgres_settings = KafkaSettings(), MediaSettings(), PostgresSettings()
     stopped = worker.on_sigterm()
-    metrics.serve(worker_settings.metrics_port)
+    engine = db.engine(postgres_settings)
+    known = health.Health(
+        stall_s=worker_settings.stall_s,
+        checks={
+            "kafka": partial(kafka.check_answers, kafka_settings),
+            "postgres": partial(
+                db.check_answers, db.engine(postgres_settings, pool_size=1, statement_timeout_s=3)
+            ),
+        },
+    )
+    health.serve(worker_settings.metrics_port, known)
     try:
         kafka.check_partitions(kafka_settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     redis_client = heartbeat.connect(RedisSettings())
-    engine = db.engine(postgres_settings)
     try:
         tracked = TrackedTopics(
             engine,
@@ -299,6 +309,7 @@ def _run(
         settings=settings,
     )
     began = time.monotonic()
+    drained = health.end_after(stopped, worker_settings.drain_s)
     try:
         with kafka.Sink(kafka_settings) as sink, progress_bar(intake.counts, size_bytes) as advance:
             feed = open_feed(settings, intake, seen, lambda: advance(feed.bytes_read))
@@ -312,11 +323,14 @@ def _run(
                 heartbeat=heartbeat.Heartbeat(
                     redis_client, SERVICE, interval_s=worker_settings.heartbeat_s, now=time.time()
                 ),
+                health=known,
             )
     except worker.TooManyDeadLetters as error:
         log.error("%s; is this the right kind of file?", error)
         raise typer.Exit(1) from error
     finally:
+        known.ended()
+        drained()
         report(intake.counts, attachments.counts, time.monotonic() - began, as_json)
         engine.dispose()
         redis_client.close()

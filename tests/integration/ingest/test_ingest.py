@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -327,6 +330,31 @@ def test_a_running_ingest_is_seen_by_operators_and_follows_the_topics(
     posts = ingest.posts()
     assert posts["x:before"].topics == ()
     assert posts["x:after"].topics == ("gadget",)
+
+
+def test_a_running_ingest_says_how_it_is(ingest: Ingest) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    process = ingest.start("jsonl", "-", CROWDTONE_WORKER_METRICS_PORT=str(port))
+    assert process.stdin is not None
+    process.stdin.write(line("first"))
+    process.stdin.flush()
+    while not ingest.count():
+        time.sleep(0.05)
+    assert get("/livez") == get("/readyz") == (200, "ok\n")
+    assert 'crowdtone_posts_total{service="ingest"}' in get("/metrics")[1]
+    process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_a_looped_file_gives_new_posts_of_now(ingest: Ingest, tmp_path: Path) -> None:
