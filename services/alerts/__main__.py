@@ -77,6 +77,7 @@ class Service:
         self.handled = faust_app.Handled()
         self.turned = time.monotonic()
         self.owned: frozenset[int] = frozenset()
+        self.restored: int | None = None
 
     def write(self, alerts: Sequence[Alert]) -> None:
         with self.sink_lock:
@@ -129,7 +130,7 @@ def watching(service: Service, stopped: threading.Event) -> None:
                 if now - service.turned > HANG_S:
                     raise Unavailable(f"the event loop has not turned for {HANG_S:.0f} s")
                 progress = group.progress()
-                if still := stall.seen(progress, service.owned, now):
+                if still := stall.seen(progress, service.owned, now, restored=service.restored):
                     raise Unavailable(
                         f"no progress for {service.settings.stall_s:.0f} s in partitions {sorted(still)} "
                         f"of {topics.SENTIMENTS.name} (committed, end): {progress}"
@@ -169,6 +170,7 @@ def run() -> None:
         service.turned = time.monotonic()
         if app.consumer.started:
             service.owned = frozenset(each.partition for each in app.consumer.assignment())
+            service.restored = faust_app.restored(app)
 
     def draining() -> bool:
         """Whether a signal came; from then on there is `drain_s` to end."""

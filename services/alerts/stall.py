@@ -15,15 +15,26 @@ class Stall:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._still: dict[int, tuple[int, float]] = {}
+        self._restored: int | None = None
 
     def seen(
-        self, progress: Mapping[int, tuple[int, int]], owned: Collection[int], now: float
+        self,
+        progress: Mapping[int, tuple[int, int]],
+        owned: Collection[int],
+        now: float,
+        *,
+        restored: int | None = None,
     ) -> frozenset[int]:
         """Partitions that stand still and are ours to move.
 
         progress: partition -> (committed offset, end). owned: those assigned to this process; a process
         without any answers for all, for it may be what hangs in joining the group.
+        restored: how far the table was read back, while it is; nothing else moves meanwhile, and where that
+        takes longer than `stall_s` a process that gave up would never come to its records.
         """
+        if restored != self._restored:
+            self._still = {partition: (committed, now) for partition, (committed, _) in self._still.items()}
+        self._restored = restored
         for partition, (committed, end) in progress.items():
             before = self._still.get(partition)
             if committed >= end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -11,13 +12,15 @@ from pathlib import Path
 import psutil
 import redis as redis_client
 from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
+from services.alerts.app import COMPACTED_SOON, TABLE, row_key
 from services.alerts.settings import GROUP, DetectSettings
 from services.alerts.store import AlertStore
 from shared import db, topics
 from shared.heartbeat import reports
-from shared.kafka import Group, Source
-from shared.messages import Label, Record
+from shared.kafka import Group, Sink, Source
+from shared.messages import Label, Output, Record
 from shared.settings import KafkaSettings, PostgresSettings, RedisSettings
 from tests.integration.alerts.conftest import Feed, Sample, Worker, content, hour, published, until
 
@@ -217,6 +220,38 @@ def test_a_stalled_worker_ends_so_that_it_is_started_again(
     feed.poison(b"\xff")
     assert worker.process.wait(timeout=90) == 75, worker.log.read_text()
     assert "no progress for 4 s" in worker.log.read_text()
+
+
+def test_a_table_that_takes_longer_to_read_back_than_a_stall_does_not_end_it(
+    feed: Feed, start: Callable[..., Worker], kafka: KafkaSettings
+) -> None:
+    first = start(**QUICK)
+    first.ready()
+    first.process.kill()
+    first.process.wait()
+    changelog = f"{GROUP}-{TABLE}-changelog"
+    with Sink(kafka) as sink:
+        for partition in range(kafka.partitions):
+            key = json.dumps(row_key(partition, 0, "lumio-one")).encode()
+            for _ in range(10):
+                sink.write([Output(changelog, key, b"1", partition=partition)] * 1_000)
+    feed.send(turn())
+    worker = start(**QUICK, CROWDTONE_ALERTS_STALL_S="3")
+    until(lambda: committed_all(kafka) or worker.process.poll() is not None, bool)
+    assert worker.process.poll() is None, worker.log.read_text()
+    assert f"{kafka.partitions} windows recovered" in worker.log.read_text()
+
+
+def test_the_changelog_is_compacted_soon(start: Callable[..., Worker], kafka: KafkaSettings) -> None:
+    """A start reads all of it: by Kafka's defaults that is an entry for every verdict of the last week."""
+    start().ready()
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    name = f"{kafka.topic_prefix}{GROUP}-{TABLE}-changelog"
+    (found,) = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)]).values()
+    admin.close()
+    told = {key: about["value"] for key, about in found[name].items()}
+    assert told["cleanup.policy"] == "compact"
+    assert COMPACTED_SOON.items() <= told.items()
 
 
 def test_postgres_away_for_too_long_ends_it_with_75(feed: Feed, start: Callable[..., Worker]) -> None:

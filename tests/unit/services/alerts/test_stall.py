@@ -34,3 +34,20 @@ def test_a_process_without_partitions_answers_for_all() -> None:
     stall = Stall(90)
     stall.seen({0: (5, 9)}, (), 0.0)
     assert stall.seen({0: (5, 9)}, (), 90.0) == {0}
+
+
+def test_reading_the_table_back_is_progress_for_as_long_as_it_gets_on() -> None:
+    stall = Stall(90)
+    stall.seen({0: (5, 9)}, {0}, 0.0)
+    for now in range(80, 400, 80):
+        assert not stall.seen({0: (5, 9)}, {0}, now, restored=now)
+    # It is there, and the records have their own ninety seconds.
+    assert not stall.seen({0: (5, 9)}, {0}, 400.0)
+    assert not stall.seen({0: (5, 9)}, {0}, 489.0)
+    assert stall.seen({0: (5, 9)}, {0}, 490.0) == {0}
+
+
+def test_a_table_that_is_not_read_on_is_a_stall() -> None:
+    stall = Stall(90)
+    stall.seen({0: (5, 9)}, {0}, 0.0, restored=7)
+    assert stall.seen({0: (5, 9)}, {0}, 90.0, restored=7) == {0}
