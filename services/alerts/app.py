@@ -46,6 +46,9 @@ COMPACTED_SOON: Final = {
 }
 """Of the changelog. A start reads all of it, some thousand entries a second, and every verdict adds one; by
 Kafka's defaults they are compacted after a week or a gigabyte."""
+FETCH_BYTES: Final = 256 * 1024
+"""Of a partition at once; a larger record comes alone. aiokafka hands out all it has of one partition before
+it turns to the next: with 8 MiB some stood still for 30 s while the others were read, and looked hung."""
 COMMIT_S: Final = 1.0
 TURN_S: Final = 0.2
 # Windows on either side of an event time must be times too.
@@ -137,7 +140,7 @@ def build(
         topic_partitions=partitions,
         topic_replication_factor=settings.replication_factor,
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=topics.MAX_MESSAGE_BYTES,
+        consumer_max_fetch_size=FETCH_BYTES,
         broker_commit_interval=COMMIT_S,
         broker_max_poll_records=settings.max_poll_records,
         broker_session_timeout=settings.session_timeout_ms / 1000,

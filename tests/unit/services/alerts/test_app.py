@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from aiokafka.errors import IllegalStateError, KafkaConnectionError  # type: ignore[import-untyped]
 
 from protos.crowdtone.v1 import events_pb2
-from services.alerts.app import Oldest, event_time_s, in_our_words, row_key, row_of
+from services.alerts.app import Handled, Oldest, build, event_time_s, in_our_words, restored, row_key, row_of
+from services.alerts.pending import Pending
+from services.alerts.settings import AlertsSettings
 from shared.errors import InvalidMessage, Unavailable
+from shared.messages import Record
+from shared.settings import KafkaSettings
 
 
 def sentiment(seconds: int, nanos: int = 0) -> bytes:
@@ -61,3 +66,30 @@ def test_a_broker_that_is_away_while_faust_starts_is_no_bug_of_ours() -> None:
     assert "Unable to bootstrap" in str(away)
     for bug in (IllegalStateError("used after close"), KeyError("topics")):
         assert in_our_words(bug) is bug
+
+
+def test_how_far_the_table_was_read_back_is_told_while_it_is(tmp_path: Path) -> None:
+    def unexpected(error: BaseException) -> None:
+        raise error
+
+    def no_letters(record: Record, reason: str) -> None:
+        raise AssertionError(reason)
+
+    app = build(
+        KafkaSettings(),
+        Pending(AlertsSettings(), window_s=3600, baseline_windows=24),
+        partitions=2,
+        keep_windows=10,
+        datadir=tmp_path,
+        dead_letter=no_letters,
+        failed=unexpected,
+        handled=Handled(),
+    )
+    recovery = app.tables.recovery
+    assert restored(app) is None
+    recovery._set_recovery_started()
+    recovery.active_offsets.update({"changelog 0": 40, "changelog 1": 2})
+    recovery.active_offsets["changelog 2"] = None
+    assert restored(app) == 42
+    recovery._set_recovery_ended()
+    assert restored(app) is None
