@@ -9,7 +9,7 @@ nothing be there twice. Columns:
   lost        without their complete verdict in the end, or missing in a trend
   duplicated  there twice, or counted twice in a trend
   recovery    seconds from the end of the harm until every post offered by then had its complete verdict:
-              median and longest of the injections, about half, whose recovery the next one waits for
+              median and longest of the injections, about a quarter, whose recovery the next one waits for
   restarts    how often services ended by themselves (exit 75: a dependency stayed away), to be started again
 
 Each row is in rows.jsonl of the run's folder as soon as it is there, for a run that is broken off.
