@@ -351,7 +351,9 @@ def test_a_running_ingest_says_how_it_is(ingest: Ingest) -> None:
     process.stdin.flush()
     while not ingest.count():
         time.sleep(0.05)
-    assert get("/livez") == get("/readyz") == (200, "ok\n")
+    assert get("/livez") == (200, "ok\n")
+    while (told := get("/readyz")) != (200, "ok\n"):  # a busy machine may need more than the 3 s it gives
+        assert told[0] == 503
     assert 'crowdtone_posts_total{service="ingest"}' in get("/metrics")[1]
     process.communicate(timeout=30)
     assert process.returncode == 0
