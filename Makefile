@@ -59,7 +59,7 @@ integration: setup-tests  ## Tests with one real server at a time.
 system: setup-tests  ## Tests of the whole, from outside.
 	$(BIN)/pytest tests/system $(ARGS)
 
-faults: setup-tests  ## Break the running system in every way and count what is lost. Hours; ARGS='--only kill-fusion'.
+faults: setup-tests  ## Break the running system in every way and count what is lost. An hour or two; ARGS='--only kill-fusion'.
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 fuzz: setup  ## Run atheris at every place where strangers' bytes come in. FUZZ_SECONDS=60 each; TARGET= for one.
