@@ -87,6 +87,16 @@ if [ "$(cat $stamp 2>/dev/null)" != "$state" ]; then
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
   "$VENV/bin/uv" pip sync --quiet --python "$VENV/bin/python" --require-hashes requirements.lock
   "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps --no-build-isolation --editable .
+  # Of 16,000 modules the 2,000 that commands and services import. Where PYTHONDONTWRITEBYTECODE is set, every process
+  # would compile them again: 34 CPU seconds instead of 21 to import the seven services one by one.
+  say "compiling what commands and services import"
+  env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c '
+import alembic.command, faust
+from importlib import import_module
+from pathlib import Path
+from services import cli
+for entry in cli.ENTRIES: cli.load(entry)
+for path in sorted(Path("services").glob("*/__main__.py")): import_module(".".join(path.with_suffix("").parts))'
   echo "$state" >$stamp
 fi
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_without_apt_it_says_what_it_needs(checkout: Path) -> None:
     assert "redis-server" in result.stderr
     assert "there is no apt-get" in result.stderr
     assert "Java 17" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["torch", "torchaudio", "kafka.consumer", "sqlalchemy.orm", "alembic", "faust"]
+)
+def test_what_services_import_is_compiled(name: str) -> None:
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.cached is not None
+    assert Path(spec.cached).exists(), "deploy/setup.sh compiles it; else each start may have to"
