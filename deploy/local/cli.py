@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
+from functools import partial
 from typing import Annotated, Final
 
 import typer
@@ -11,12 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deploy.local import fork, supervisor
 from deploy.local import stack as local_stack
-from deploy.local import supervisor
 from deploy.local.process import tail
 from deploy.local.state import Failed
 from shared.settings import local_dir
 
+CROWDTONE: Final = (sys.executable, "-m", "services.cli")
 DAEMONS: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts", "dashboard")
 COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 
@@ -131,13 +135,13 @@ def logs(
     for path in paths:
         console.print(f"[bold]{escape(str(path))}[/]", soft_wrap=True)
         print(tail(path, lines))
-    children = [supervisor.Child(supervisor.Program(path.stem, ()), path) for path in paths if follow]
-    show = _shower([child.program.name for child in children])
+    following = [supervisor.Following(path) for path in paths if follow]
+    show = _shower([each.log.stem for each in following])
     try:
-        while children:
-            for child in children:
-                for line in child.new_lines():
-                    show(child.program.name, line)
+        while following:
+            for each in following:
+                for line in each.new_lines():
+                    show(each.log.stem, line)
             time.sleep(0.2)
     except KeyboardInterrupt:
         pass
@@ -160,6 +164,9 @@ def run(
     drain_s: Annotated[
         float, typer.Option(help="After a first signal: how long before what still runs is killed.")
     ] = 60.0,
+    up: Annotated[
+        bool, typer.Option("--up", help="`crowdtone stack up` first, while the services' code is loaded.")
+    ] = False,
 ) -> None:
     """Run services until Ctrl-C or SIGTERM, then let them finish what they hold.
 
@@ -168,28 +175,40 @@ def run(
     `crowdtone run text_encoder=2 fusion`.
     """
     try:
-        programs = programs_of(services)
+        modules = modules_of(services)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    show = _shower([program.name for program in programs])
+    stack = subprocess.Popen([*CROWDTONE, "stack", "up"]) if up else None
+    fork.preload(f"{module}.__main__" for module in dict.fromkeys(modules.values()))
+    if stack is not None and stack.wait() != 0:
+        raise typer.Exit(1)
+    programs = [
+        supervisor.Program(name, partial(fork.fork, name, module)) for name, module in modules.items()
+    ]
+    show = _shower(list(modules))
     raise typer.Exit(supervisor.run(programs, local_dir() / "logs", show=show, drain_s=drain_s))
 
 
-def programs_of(services: list[str]) -> list[supervisor.Program]:
-    """What to run for the words of the command line. Raises ValueError for one that names no service."""
-    programs: list[supervisor.Program] = []
-    for word in services:
+def modules_of(words: list[str]) -> dict[str, str]:
+    """The processes that the command line asks for: the name of each and the module that it runs.
+
+    From the second process of a service on, the name tells which: `fusion.2`. Raises ValueError for a word
+    that names no service.
+    """
+    modules: dict[str, str] = {}
+    for word in words:
         name, equals, count = word.partition("=")
         if equals and not (count.isdecimal() and 1 <= int(count) <= 64):
             raise ValueError(f"{word}: SERVICE=N takes a number from 1 to 64")
         names = DAEMONS if name == "all" else (name.replace("-", "_"),)
         if names[0] not in DAEMONS:
             raise ValueError(f"no service {name!r}; there are {', '.join(DAEMONS)}, and all")
+        if not modules.keys().isdisjoint(names):
+            raise ValueError("each service once; SERVICE=N for more of it")
         for each in names:
-            programs += [supervisor.service(each, instance) for instance in range(1, int(count or 1) + 1)]
-    if len({program.name for program in programs}) != len(programs):
-        raise ValueError("each service once; SERVICE=N for more of it")
-    return programs
+            for instance in range(1, int(count or 1) + 1):
+                modules[each if instance == 1 else f"{each}.{instance}"] = f"services.{each}"
+    return modules
 
 
 def _shower(names: list[str]) -> supervisor.Show:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,22 +33,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from deploy.local.cli import CROWDTONE, DAEMONS
+from deploy.local.process import tail
+from deploy.local.supervisor import Following
 from protos.crowdtone.v1 import api_pb2, api_pb2_grpc
 
-CROWDTONE = (sys.executable, "-m", "services.cli")
 ALL_POSTS = "*"
 POLL_S = 0.25
 DEMO_DIR = Path("demo")
 
 console = Console()
-
-
-@dataclass(frozen=True, slots=True)
-class Verdicts:
-    """How far the pipeline is, as the API tells it."""
-
-    posts: int
-    incomplete: int
 
 
 def demo(
@@ -77,21 +71,21 @@ def demo(
     # `docker stop`, CI and `kill` send SIGTERM: leave as after Ctrl-C, with everything stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _run(["stack", "down"], env, quiet=True)
+        if (local_dir / "stack.json").exists():
+            _run(["stack", "down"], env, quiet=True)
         shutil.rmtree(local_dir, ignore_errors=True)
-        _run(["stack", "up"], env)
-        with _services(env, local_dir):
-            _demo(env, once=once, began=began, timeout_s=timeout_s)
+        with _services(env, local_dir) as services:
+            _demo(services, env, once=once, began=began, timeout_s=timeout_s)
     except KeyboardInterrupt:
         console.print("stopping")
     finally:
         _run(["stack", "down"], env, quiet=True)
 
 
-def _demo(env: dict[str, str], *, once: bool, began: float, timeout_s: float) -> None:
+def _demo(services: Services, env: dict[str, str], *, once: bool, began: float, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     with grpc.insecure_channel(env["CROWDTONE_API_ADDRESS"]) as channel:
-        _wait_until_ready(channel, deadline)
+        _wait_until_ready(services, channel, deadline)
         api = api_pb2_grpc.CrowdtoneServiceStub(channel)
         _run(["topics", "load", str(DEMO_DIR / "topics.json")], env)
         feed_began = time.monotonic()
@@ -141,32 +135,55 @@ def _run(arguments: Sequence[str], env: dict[str, str], *, quiet: bool = False) 
     return done.stdout
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The command that runs them all, and what it said."""
+
+    supervisor: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """End the demo when they ended, with the end of their log."""
+        if self.supervisor.poll() is not None:
+            print(tail(self.log))
+            console.print(f"[red]the services ended (exit {self.supervisor.returncode}); see {self.log}[/]")
+            raise typer.Exit(1)
+
+
 @contextmanager
-def _services(env: dict[str, str], local_dir: Path) -> Iterator[None]:
-    """Every service under the supervisor, drained at the end."""
-    console.print("[dim]$ crowdtone run all[/]")
+def _services(env: dict[str, str], local_dir: Path) -> Iterator[Services]:
+    """The stack and every service under the supervisor, drained at the end."""
+    console.print("[dim]$ crowdtone run all --up[/]")
+    local_dir.mkdir(parents=True)
     log = local_dir / "services.log"
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
-            [*CROWDTONE, "run", "all"], env=env, stdout=output, stderr=subprocess.STDOUT
+            [*CROWDTONE, "run", "all", "--up"], env=env, stdout=output, stderr=subprocess.STDOUT
         )
-        try:
-            yield
-            if supervisor.poll() is not None:
-                console.print(f"[red]the services ended (exit {supervisor.returncode}); see {log}[/]")
+    services = Services(supervisor, log)
+    try:
+        yield services
+        services.check()
+    finally:
+        supervisor.terminate()
+        supervisor.wait(timeout=120)
+
+
+def _wait_until_ready(services: Services, channel: grpc.Channel, deadline: float) -> None:
+    """Until the API answers; meanwhile, what servers and supervisor say."""
+    said, ready = Following(services.log, shown=0), grpc.channel_ready_future(channel)
+    with console.status("starting servers and services"):
+        while True:
+            with suppress(grpc.FutureTimeoutError):
+                ready.result(timeout=POLL_S)
+                return
+            for line in said.new_lines():
+                if not line.startswith(DAEMONS):
+                    console.print(line, style="dim", markup=False, soft_wrap=True)
+            services.check()
+            if time.monotonic() > deadline:
+                console.print(f"[red]the API did not answer in time; see {services.log}[/]")
                 raise typer.Exit(1)
-        finally:
-            supervisor.terminate()
-            supervisor.wait(timeout=120)
-
-
-def _wait_until_ready(channel: grpc.Channel, deadline: float) -> None:
-    with console.status("waiting for the API"):
-        try:
-            grpc.channel_ready_future(channel).result(timeout=max(1.0, deadline - time.monotonic()))
-        except grpc.FutureTimeoutError:
-            console.print("[red]the API did not answer in time; see the services' log[/]")
-            raise typer.Exit(1) from None
 
 
 def _posts(api: Any) -> Iterator[api_pb2.ScoredPost]:
@@ -183,14 +200,6 @@ def _posts(api: Any) -> Iterator[api_pb2.ScoredPost]:
             return
 
 
-def _verdicts(api: Any) -> Verdicts:
-    posts = incomplete = 0
-    for post in _posts(api):
-        posts += 1
-        incomplete += not post.sentiment.complete
-    return Verdicts(posts, incomplete)
-
-
 def _wait_for_verdicts(api: Any, produced: int, deadline: float, began: float) -> float:
     """Until all `produced` posts have a complete verdict; the seconds from the feed's start to the first."""
     first_verdict_s = 0.0
@@ -202,18 +211,21 @@ def _wait_for_verdicts(api: Any, produced: int, deadline: float, began: float) -
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("posts with their full verdict", total=produced)
+        task = progress.add_task("posts with a verdict", total=produced)
         while True:
-            now = _verdicts(api)
-            if now.posts and not first_verdict_s:
+            # Reading every post is work for the cores that the models need: only when all are there.
+            posts = sum(point.posts for point in _points(api, ALL_POSTS, api_pb2.GRAIN_DAY))
+            full = sum(post.sentiment.complete for post in _posts(api)) if posts >= produced else 0
+            if posts and not first_verdict_s:
                 first_verdict_s = time.monotonic() - began
-            progress.update(task, completed=now.posts - now.incomplete)
-            if now.posts - now.incomplete >= produced:
+            if full:
+                progress.update(task, description="posts with their full verdict", completed=full)
+            else:
+                progress.update(task, completed=posts)
+            if full >= produced:
                 return first_verdict_s
             if time.monotonic() > deadline:
-                console.print(
-                    f"[red]{now.posts} of {produced} posts have a verdict, {now.incomplete} incomplete[/]"
-                )
+                console.print(f"[red]{posts} of {produced} posts have a verdict, {full} their full one[/]")
                 raise typer.Exit(1)
             time.sleep(POLL_S)
 

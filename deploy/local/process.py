@@ -83,7 +83,11 @@ def spawn(
         # Python ignores these, and what is ignored stays ignored after exec.
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
     )
-    # A child that has ended already is still an identity: nobody else gets its pid before we reap it.
+    return identify_child(pid)
+
+
+def identify_child(pid: int) -> Process:
+    """Our child with this pid. One that has ended already has it until we reap it, so it is no stranger's."""
     _, start_ticks = parse_stat(Path(f"/proc/{pid}/stat").read_text())
     return Process(pid, start_ticks, boot_id())
 

@@ -7,7 +7,6 @@ Each gets SIGTERM from the kernel when we die, kill -9 included (PR_SET_PDEATHSI
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from deploy.local.process import Process, exit_code, send, spawn, tail
+from deploy.local.process import Process, exit_code, send, tail
 from deploy.local.restarts import GiveUp, Policy, after_exit
 
 TICK_S = 0.1
@@ -28,30 +27,21 @@ Show = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What to run under which name."""
+    """What to run under which name.
+
+    start: called with its log, to which its output is appended; gives a child that gets SIGTERM when we die.
+    """
 
     name: str
-    argv: tuple[str, ...]
+    start: Callable[[Path], Process]
 
 
-def service(name: str, instance: int = 1) -> Program:
-    """One process of a service; from the second on, the name tells which."""
-    label = name if instance == 1 else f"{name}.{instance}"
-    return Program(label, (sys.executable, "-m", f"services.{name}"))
+class Following:
+    """A log, read along. shown: bytes of it that were shown already; by default all that is there."""
 
-
-class Child:
-    """One program and the processes that ran it, one after the other."""
-
-    def __init__(self, program: Program, log: Path) -> None:
-        self.program = program
+    def __init__(self, log: Path, shown: int | None = None) -> None:
         self.log = log
-        self.process: Process | None = None
-        self.started = 0.0
-        self.start_at = 0.0  # when to start it next, while it has no process
-        self.in_a_row = 0
-        self.done = False
-        self.shown = log.stat().st_size if log.exists() else 0  # bytes of the log that were shown already
+        self.shown = shown if shown is not None else log.stat().st_size if log.exists() else 0
 
     def new_lines(self) -> list[str]:
         """Whole lines that were written since the last call."""
@@ -64,6 +54,20 @@ class Child:
         whole = text[: text.rfind(b"\n") + 1]
         self.shown += len(whole)
         return whole.decode("utf-8", "replace").splitlines()
+
+
+class Child:
+    """One program and the processes that ran it, one after the other."""
+
+    def __init__(self, program: Program, log: Path) -> None:
+        self.program = program
+        self.log = log
+        self.said = Following(log)
+        self.process: Process | None = None
+        self.started = 0.0
+        self.start_at = 0.0  # when to start it next, while it has no process
+        self.in_a_row = 0
+        self.done = False
 
 
 def run(
@@ -94,7 +98,7 @@ def run(
                 failed |= _kill(children, show, "a second signal" if len(received) > 1 else f"{drain_s:g} s")
             for child in children:
                 if child.process is None and not child.done and now >= child.start_at:
-                    child.process = spawn(child.program.argv, child.log, dies_with_us=True)
+                    child.process = child.program.start(child.log)
                     child.started = now
                     show("", f"{child.program.name} started (pid {child.process.pid}, {child.log})")
                 failed |= _follow(child, policy, now, drain_until is not None, show)
@@ -165,7 +169,7 @@ def _kill(children: Sequence[Child], show: Show, why: str) -> bool:
 
 
 def _show_new(child: Child, show: Show) -> None:
-    for line in child.new_lines():
+    for line in child.said.new_lines():
         show(child.program.name, line)
 
 

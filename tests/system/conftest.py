@@ -20,9 +20,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         "CROWDTONE_API_ADDRESS": f"127.0.0.1:{free_port()}",
         "CROWDTONE_DASHBOARD_PORT": str(free_port()),
     }
-    subprocess.run([*CROWDTONE, "stack", "up"], env=env, cwd=ROOT, check=True, timeout=180)
     try:
-        with services([*CROWDTONE, "run", "all"], env, directory / "services.log") as api:
+        with services([*CROWDTONE, "run", "all", "--up"], env, directory / "services.log") as api:
             system = Pipeline(env, directory, api)
             system.crowdtone("topics", "load", "demo/topics.json")
             yield system

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -194,6 +195,41 @@ def test_bad_media_is_absent_with_its_reason_and_the_words_are_still_scored(
         assert sentiment.label == events_pb2.LABEL_POSITIVE
         kind = events_pb2.MODALITY_AUDIO if name.endswith(".mp3") else events_pb2.MODALITY_IMAGE
         assert reasons[kind], f"{name} was encoded?"
+
+
+def test_the_shipped_broken_feed_ends_as_its_ids_say(pipeline: Pipeline) -> None:
+    """Bad times, platforms and lines are set aside, bad media absent, the good posts between are scored."""
+    wanted: dict[str, set[str]] = {kind: set() for kind in ("good", "unscored", "absent", "any", "reject")}
+    lines = (DEMO / "broken.jsonl").read_bytes().splitlines()
+    for line in lines:
+        # Also in lines that are no JSON any more.
+        if found := re.search(rb'"id": "(([a-z]+)-[^"]+)"', line):
+            wanted[found[2].decode()].add(f"mastodon:{found[1].decode()}")
+    counts = pipeline.ingest("jsonl", str(DEMO / "broken.jsonl"), "--media", str(DEMO / "broken_media"))
+    assert counts["read"] == len(lines) == counts["produced"] + counts["rejected"] + counts["duplicate"]
+    assert counts["rejected"] >= len(wanted["reject"])
+    assert counts["duplicate"] == 1
+    posts = pipeline.wait_for_verdicts()
+    assert posts.keys().isdisjoint(wanted["reject"])
+    assert len(wanted["good"]) >= 20
+    for post_id in wanted["good"]:
+        scored = posts[post_id].sentiment
+        assert scored.label != events_pb2.LABEL_UNSCORED
+        assert not any(
+            weight.absent_reason
+            for weight in scored.modalities
+            if weight.modality != events_pb2.MODALITY_SPEECH
+        )
+    for post_id in wanted["unscored"]:
+        assert posts[post_id].sentiment.label == events_pb2.LABEL_UNSCORED
+    assert "mastodon:absent-silence-10-hours" in wanted["absent"]
+    for post_id in wanted["absent"]:
+        scored = posts[post_id].sentiment
+        reasons = {weight.modality: weight.absent_reason for weight in scored.modalities}
+        assert not reasons.pop(events_pb2.MODALITY_TEXT)
+        assert all(reasons.values()), f"{post_id} has a broken picture or sound that was encoded"
+        assert scored.label != events_pb2.LABEL_UNSCORED
+    pipeline.crowdtone("verify")
 
 
 def test_an_edit_replaces_a_post_and_a_deletion_takes_it_back(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -200,3 +201,25 @@ def test_a_server_that_stays_silent_is_reported_in_time(tmp_path: Path) -> None:
     assert process is not None
     assert send(process, signal.SIGKILL)
     assert wait_gone(process, 10)
+
+
+def test_the_demo_ends_with_what_kept_the_stack_from_starting(tmp_path: Path) -> None:
+    """And so does `crowdtone run --up`, which it runs: without its servers no service is started."""
+    without_java = tmp_path / "bin"
+    without_java.mkdir()
+    for program in ("setpriv", "redis-server"):
+        path = shutil.which(program)
+        assert path is not None
+        (without_java / program).symlink_to(path)
+    done = subprocess.run(
+        [*CROWDTONE, "demo", "--once", "--local-dir", str(tmp_path / "demo")],
+        env=os.environ | {"PATH": str(without_java), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "apt-get install default-jre-headless" in done.stdout
+    assert "the services ended (exit 1)" in done.stdout
+    assert "started (pid" not in done.stdout

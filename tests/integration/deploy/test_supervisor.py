@@ -18,12 +18,17 @@ from deploy.local.process import Process, identify, is_alive, send, wait_gone
 # Runs `supervisor.run` as `crowdtone run` does, with children and a policy of the test's own.
 MAIN = """
 import sys
+from functools import partial
 from pathlib import Path
+from deploy.local import fork
 from deploy.local.restarts import Policy
 from deploy.local.supervisor import Program, run
 
 folder, drain_s, *programs = sys.argv[1:]
-programs = [Program(name, (sys.executable, "-c", code)) for name, code in zip(programs[::2], programs[1::2])]
+for name, code in zip(programs[::2], programs[1::2]):
+    (Path(folder) / f"{name}.py").write_text(code)
+sys.path.insert(0, folder)
+programs = [Program(name, partial(fork.fork, name, name)) for name in programs[::2]]
 policy = Policy(first_wait_s=0.05, longest_wait_s=0.2, quick_s=5.0, quick_failures=3)
 show = lambda name, line: print(f"{name}|{line}", flush=True)
 sys.exit(run(programs, Path(folder) / "logs", show=show, policy=policy, drain_s=float(drain_s)))

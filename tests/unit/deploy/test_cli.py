@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from deploy.local.cli import DAEMONS, programs_of
-
-
-def _names(*words: str) -> list[str]:
-    return [program.name for program in programs_of(list(words))]
+from deploy.local.cli import DAEMONS, modules_of
 
 
 def test_all_is_every_daemon() -> None:
-    assert _names("all") == list(DAEMONS)
+    assert modules_of(["all"]) == {name: f"services.{name}" for name in DAEMONS}
 
 
 def test_a_number_means_so_many_processes_of_it() -> None:
-    assert _names("text-encoder=3", "fusion") == [
-        "text_encoder",
-        "text_encoder.2",
-        "text_encoder.3",
-        "fusion",
-    ]
-
-
-def test_a_service_is_its_module() -> None:
-    assert programs_of(["api"])[0].argv == (sys.executable, "-m", "services.api")
+    assert modules_of(["text-encoder=3", "fusion"]) == {
+        "text_encoder": "services.text_encoder",
+        "text_encoder.2": "services.text_encoder",
+        "text_encoder.3": "services.text_encoder",
+        "fusion": "services.fusion",
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,4 +33,4 @@ def test_a_service_is_its_module() -> None:
 )
 def test_what_means_nothing_is_refused(words: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        programs_of(words)
+        modules_of(words)
