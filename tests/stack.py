@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,10 +33,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def passable(directory: Path) -> None:
-    """Let another user walk to `directory`, made by mkdtemp: as root, Postgres runs as one."""
-    for each in (directory, directory.parent, directory.parent.parent):
-        each.chmod(each.stat().st_mode | 0o755)
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """An empty folder that another user can walk to: as root, Postgres runs as one.
+
+    None of pytest's: each pytest that starts closes the folder above them to others, and a server that has
+    its data there ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="crowdtone-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from deploy.local.state import choose_ports, load, postgres_url
 from tests.faults import models
 from tests.faults.feed import TOPICS, WORDS, Feed, Plan, write_media
 from tests.faults.proxy import Proxy
-from tests.stack import Pipeline, passable, services
+from tests.stack import Pipeline, services
 
 SERVICES: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts", "dashboard")
 SERVERS: Final = ("kafka", "postgres", "redis")
@@ -83,7 +83,7 @@ class System:
         self._running.close()
 
     def _start(self) -> None:
-        passable(self.directory)
+        self.directory.chmod(0o755)  # as root, Postgres runs as another user
         self._mount_small_store()
         proxy_ports = dict(zip(SERVERS, choose_ports((), len(SERVERS) + 1), strict=False))
         overrides = (

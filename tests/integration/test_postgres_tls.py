@@ -16,27 +16,26 @@ import sqlalchemy as sa
 from shared import db
 from shared.errors import Unavailable
 from shared.settings import PostgresSettings
-from tests.stack import passable
+from tests.stack import open_folder
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def certificate() -> Iterator[Path]:
     """A certificate of localhost, signed by itself, that the user Postgres runs as may read."""
-    folder = tmp_path_factory.mktemp("postgres-tls")
-    passable(folder)
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
-    for name in ("server", "other"):
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        subprocess.run(
-            [*command.split(), "subjectAltName=DNS:localhost", *files],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    if os.geteuid() == 0:
-        shutil.chown(folder / "server.key", "postgres", "postgres")
-    (folder / "server.pem").chmod(0o644)
-    return folder / "server.pem"
+    with open_folder() as folder:
+        for name in ("server", "other"):
+            files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+            subprocess.run(
+                [*command.split(), "subjectAltName=DNS:localhost", *files],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+            )
+        if os.geteuid() == 0:
+            shutil.chown(folder / "server.key", "postgres", "postgres")
+        (folder / "server.pem").chmod(0o644)
+        yield folder / "server.pem"
 
 
 def plain_url(postgres: PostgresSettings) -> sa.URL:
