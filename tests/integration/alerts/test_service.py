@@ -13,7 +13,7 @@ import redis as redis_client
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from services.alerts.app import COMPACTED_SOON, TABLE
+from services.alerts.app import COMPACTED_SOON, FETCH_BYTES, TABLE
 from services.alerts.settings import GROUP, DetectSettings
 from services.alerts.store import AlertStore
 from shared import db, topics
@@ -183,7 +183,9 @@ def test_what_is_no_verdict_is_a_dead_letter_and_those_around_it_count(
     feed: Feed, start: Callable[..., Worker], kafka: KafkaSettings
 ) -> None:
     start(**QUICK)
+    large = b"\xff" * (4 * FETCH_BYTES)
     feed.poison(b"\xffnot a verdict")
+    feed.poison(large)
     feed.send(turn())
     feed.poison(b"")
     (row,) = feed.settled(alerts=1)
@@ -191,9 +193,9 @@ def test_what_is_no_verdict_is_a_dead_letter_and_those_around_it_count(
     until(lambda: committed_all(kafka), bool)
     letters: list[Record] = []
     with Source(kafka, [topics.SENTIMENTS.dead_letters], "test-letters") as source:
-        while len(letters) < 2:
+        while len(letters) < 3:
             letters += source.poll()
-    assert {letter.value for letter in letters} == {b"\xffnot a verdict", b""}
+    assert {letter.value for letter in letters} == {b"\xffnot a verdict", large, b""}
     headers = [dict(letter.headers) for letter in letters]
     assert {each["service"] for each in headers} == {b"alerts"}
     assert {each["topic"] for each in headers} == {b"sentiments"}
