@@ -1,0 +1,132 @@
+"""`crowdtone bench sink`: verdicts committed to Postgres with their trends, on a server of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Annotated
+
+import numpy as np
+import sqlalchemy as sa
+import typer
+
+from benchmarks import load
+from benchmarks.figures import AsJson, Posts, show
+from deploy.local import stack
+from deploy.local.postgres import create_database
+from deploy.local.state import load as load_state
+from deploy.local.state import postgres_url
+from deploy.postgres import migrate
+from services.fusion.model import EMOTIONS
+from services.fusion.revision import Scored
+from services.fusion.store import PostgresStore
+from services.fusion.verify import verify
+from shared import db
+from shared.messages import Answer, Label, ModalityWeight, Verdict
+from shared.settings import PostgresSettings
+
+WARM_UP = 5  # batches that are not counted: connections, day partitions, caches
+
+
+def sink(
+    posts: Posts = 50_000,
+    batch: Annotated[int, typer.Option(help="Posts in a transaction.", min=1)] = 2_000,
+    per_s: Annotated[float, typer.Option(help="Posts in a second of event time.", min=0.001)] = 1_000.0,
+    as_json: AsJson = False,
+) -> None:
+    """Write verdicts as fusion does: post, trends and ledger in one transaction a batch, then verify."""
+    directory = Path(tempfile.mkdtemp(prefix="crowdtone-sink-"))
+    directory.chmod(0o755)  # Postgres runs as another user
+    try:
+        stack.up(directory, [stack.POSTGRES], dies_with_us=True)
+        figures = _run(directory, posts, batch, per_s)
+    finally:
+        stack.down(directory)
+        shutil.rmtree(directory)
+    show("sink", figures, as_json)
+
+
+def _run(directory: Path, posts: int, batch: int, per_s: float) -> dict[str, object]:
+    state = load_state(directory)
+    assert state is not None
+    database = f"b{secrets.token_hex(4)}"
+    create_database(state.of("postgres").ports[0], state.postgres_password, database)
+    postgres = PostgresSettings(url=postgres_url(state, database))
+    migrate(postgres.url.get_secret_value())
+    engine = db.engine(postgres)
+    try:
+        store = PostgresStore(engine, group="bench", retry_s=10)
+        generation = store.claim([0])[0].generation
+        wall_s, python_s = [], []
+        server_s = 0.0
+        for number, verdicts in enumerate(_batches(posts + WARM_UP * batch, batch, per_s)):
+            if number == WARM_UP:
+                server_s = _server_cpu_s(engine)
+            began, cpu_began = perf_counter(), process_time()
+            store.write({0: generation}, verdicts, next_offsets={0: number + 1}, now=datetime.now(UTC))
+            if number >= WARM_UP:
+                wall_s.append((perf_counter() - began) / len(verdicts))
+                python_s.append((process_time() - cpu_began) / len(verdicts))
+        server_s = _server_cpu_s(engine) - server_s
+        report = verify(engine)
+    finally:
+        engine.dispose()
+    return {
+        "posts": posts,
+        "batch": batch,
+        "posts_per_s": round(1 / median(wall_s)),
+        "python_us_per_post": round(median(python_s) * 1e6, 1),
+        "postgres_us_per_post": round(server_s / posts * 1e6, 1),
+        "trend_rows": report.trends,
+        "verify_holds": report.holds,
+    }
+
+
+def _batches(posts: int, batch: int, per_s: float) -> Iterator[list[Scored]]:
+    """Posts in the order of their event time with drawn verdicts: numbers as long as a model's are."""
+    rng = np.random.default_rng(2)
+    texts = list(load.posts(2_000))
+    answer = Answer(np.ones(1, np.float16))
+    for start in range(0, posts, batch):
+        numbers = range(start, min(start + batch, posts))
+        probabilities = rng.dirichlet(np.ones(3), len(numbers)).tolist()
+        emotions = rng.dirichlet(np.ones(len(EMOTIONS)), len(numbers)).tolist()
+        contributions = rng.normal(size=len(numbers)).tolist()
+        verdicts = []
+        for number, (negative, neutral, positive), feelings, contribution in zip(
+            numbers, probabilities, emotions, contributions, strict=True
+        ):
+            post = replace(
+                texts[number % len(texts)],
+                post_id=f"bench:{number}",
+                event_time=load.START + timedelta(seconds=number / per_s),
+            )
+            verdict = Verdict(
+                Label(1 + int(np.argmax((negative, neutral, positive)))),
+                (negative, neutral, positive),
+                positive - negative,
+                tuple(ModalityWeight(modality, contribution) for modality in sorted(post.expected)),
+                dict(zip(EMOTIONS, feelings, strict=True)),
+                "bench@1",
+            )
+            verdicts.append(Scored(0, post, dict.fromkeys(sorted(post.expected), answer), verdict))
+        yield verdicts
+
+
+def _server_cpu_s(engine: sa.Engine) -> float:
+    """CPU seconds of the server's processes that live now (proc(5): /proc/PID/stat, fields 14 and 15)."""
+    with engine.connect() as connection:
+        pids = connection.scalars(sa.text("SELECT pid FROM pg_stat_activity")).all()
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
