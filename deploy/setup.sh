@@ -88,7 +88,7 @@ if [ "$(cat $stamp 2>/dev/null)" != "$state" ]; then
   "$VENV/bin/uv" pip sync --quiet --python "$VENV/bin/python" --require-hashes requirements.lock
   "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --no-deps --no-build-isolation --editable .
   # Of 16,000 modules the 2,000 that commands and services import. Where PYTHONDONTWRITEBYTECODE is set, every process
-  # would compile them again: 34 CPU seconds instead of 21 to import the seven services one by one.
+  # would compile them again: 36 CPU seconds instead of 21 to import the seven services one by one.
   say "compiling what commands and services import"
   env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c '
 import alembic.command, faust
