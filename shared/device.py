@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def choose_device(device: str) -> str:
@@ -21,6 +24,25 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def copied(tensor: Tensor) -> Callable[[], npt.NDArray[np.float32]]:
+    """Start copying a float32 tensor off its device; what is returned waits for the copy.
+
+    On a GPU more work can be handed over meanwhile; on the CPU the tensor itself is seen.
+    """
+    if not tensor.is_cuda:
+        return tensor.numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> npt.NDArray[np.float32]:
+        done.synchronize()
+        return host.numpy()
+
+    return wait
 
 
 def state_digest(network: nn.Module) -> str:

@@ -10,7 +10,7 @@ folder on disk keeps Hugging Face's names, and a test holds the two implementati
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared import e5_weights
-from shared.device import state_digest
+from shared.device import copied, state_digest
 from shared.ngrams import Lexicon
 from shared.weights import DEFAULT_CACHE_DIR, sha256_of
 
 DEFAULT_MODEL = e5_weights.NAME
 MAX_POST_TOKENS = 128
+
+WIDTH_STEP = 16  # tokens: 8 widths up to 128, and the tensor cores' tiles are multiples of 8
 
 # Which adapter: that of the default model, fine-tuned for sentiment (docs/MODELS.md), or none.
 SHIPPED, NO_ADAPTER = "shipped", "none"
@@ -113,8 +115,10 @@ class Bert(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T) ids and their mask (1 = a token) to (B, T, D) states; states of padding mean nothing."""
         states = self.embedded(input_ids)
-        # Sorted batches are often of one length, and attention without a mask is faster.
-        mask = None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
+        # Sorted batches are often of one length, and attention without a mask is faster. On a GPU, asking
+        # would wait for all that was started before, and widths are rounded up there anyway.
+        full = not attention_mask.is_cuda and bool(attention_mask.all())
+        mask = None if full else attention_mask[:, None, None, :].bool()
         for layer in self.layers:
             states = layer(states, mask)
         return states
@@ -269,12 +273,34 @@ class E5(nn.Module):
         nothing = np.empty((len(texts), 0), np.float32)
         return np.concatenate([nothing, *(lexicon.logits(texts) for lexicon in self.lexicons)], axis=1)
 
-    @torch.inference_mode()
     def vectors(self, readings: Sequence[Reading]) -> Floats:
         """(B, D) float32 of texts with at least one token, in one batch: the network's unit vector, then the
         lexicons' logits."""
-        deep = self(*self.pad([reading.ids for reading in readings])).cpu().numpy()
-        return np.concatenate([deep, np.stack([reading.told for reading in readings])], axis=1)
+        found: Floats = self.start(readings)()
+        return found
+
+    @torch.inference_mode()
+    def start(self, readings: Sequence[Reading]) -> Callable[[], Floats]:
+        """Hand a batch to the device; what is returned waits for its `vectors`.
+
+        On a GPU the next batches can be made and handed over meanwhile; on the CPU all is done here.
+        """
+        deep = self(*self.pad([reading.ids for reading in readings]))
+        told = np.stack([reading.told for reading in readings])
+        wait = copied(deep)
+
+        def vectors() -> Floats:
+            return np.concatenate([wait(), told], axis=1)
+
+        return vectors
+
+    def compile_for(self, max_batch_tokens: int) -> None:
+        """Compile the network for any shape, and run it once in the shapes that a service makes, so that none
+        is met for the first time in the stream. Minutes, on a GPU."""
+        self.network.compile(dynamic=True)
+        for width in {WIDTH_STEP, self.max_tokens // 2, self.max_tokens}:
+            for rows in (2, max(2, max_batch_tokens // width)):
+                self.vectors([Reading([self._pad_id] * width, np.zeros(0, np.float32))] * rows)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, prefix and frame included, at most `max_tokens`; [] for an empty text."""
@@ -284,13 +310,24 @@ class E5(nn.Module):
         return [ids if len(ids) > self._frame_tokens else [] for ids in self._tokenize(cut, self.max_tokens)]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """(B, T) int64 ids and attention mask of the rows, on the model's device, T the longest."""
-        ids = np.full((len(rows), max(map(len, rows))), self._pad_id, np.int64)
-        mask = np.zeros_like(ids)
+        """(B, T) int64 ids and attention mask of the rows, on the model's device, T the longest.
+
+        On a GPU T is rounded up to a multiple of WIDTH_STEP: few shapes, so that kernels are chosen once.
+        """
+        width = max(map(len, rows))
+        if self.device.type == "cuda":
+            width = padded_width(width, self.max_tokens)
+        both = np.zeros((2, len(rows), width), np.int64)
+        ids, mask = both
+        ids[:] = self._pad_id
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        tensor = torch.from_numpy(both)
+        if self.device.type == "cuda":
+            # Pinned, the copy needs no waiting; in one piece, it is one copy.
+            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor[0], tensor[1]
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T, D) states of the tokens; those of padding mean nothing."""
@@ -318,6 +355,11 @@ class E5(nn.Module):
         for batch in token_batches(lengths, max_batch_tokens):
             vectors[batch] = self.vectors([readings[i] for i in batch])
         return vectors, np.array(lengths) > 0
+
+
+def padded_width(longest: int, max_tokens: int) -> int:
+    """The next multiple of WIDTH_STEP, but no more than a text can have."""
+    return max(longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max_tokens))
 
 
 def token_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ Pure but for the media store it reads: no Kafka, no model.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,11 @@ MEDIA_RETRY_S: Final = 30.0
 CANARY_S: Final = 60.0
 """How often a model without work is asked whether it still works."""
 
+NO_SPEECH: Final = "no speech heard"
+
+Answers = Mapping[Modality, Answer]
+"""What an encoder says of one post: an answer for each of its slots."""
+
 Item = TypeVar("Item")
 Encoded = TypeVar("Encoded")
 
@@ -74,6 +80,13 @@ class Encoder(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """What was answered before, by content; `shared.embedding_cache.EmbeddingCache` knows. Never raises."""
+
+    def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Answers]: ...
+    def put(self, answers: Mapping[bytes, Answers]) -> None: ...
+
+
 class Checks(Protocol):
     """Whether the model works; `shared.canary.Canary` knows."""
 
@@ -86,6 +99,7 @@ def encode_step(
     media: MediaStore,
     *,
     canary: Checks,
+    cache: Cache | None = None,
     canary_s: float = CANARY_S,
     media_bytes: int = MEDIA_BYTES,
 ) -> Step:
@@ -93,6 +107,7 @@ def encode_step(
 
     canary: asked when idle for `canary_s`, and when nothing of a batch could be encoded. What it raises ends
     the process with that batch unanswered; when it raises nothing the inputs were bad, and each is absent.
+    cache: asked before the model and the media store are; the canary goes past it.
     media_bytes: of media held at once; the posts of a step are encoded in as many goes as that takes.
     """
     checked_s = 0.0
@@ -119,7 +134,7 @@ def encode_step(
                 batches[record.partition].append((record, post))
         # All partitions together: the device sees the largest batches there are.
         flat = [post for batch in batches.values() for _, post in batch]
-        answers = iter(_answers(encoder, media, flat, canary, media_bytes))
+        answers = iter(_answers(service, encoder, media, flat, canary, cache, media_bytes))
         for partition, batch in batches.items():
             for part in _parts(batch):
                 rows = [(post, next(answers), record.value) for record, post in part]
@@ -155,8 +170,58 @@ def _parts(batch: Sequence[tuple[Record, Post]]) -> Iterator[list[tuple[Record, 
 
 
 def _answers(
+    service: str,
+    encoder: Encoder,
+    media: MediaStore,
+    posts: Sequence[Post],
+    canary: Checks,
+    cache: Cache | None,
+    media_bytes: int,
+) -> list[Answers]:
+    """One answer per post, in order; content that was answered before is neither read nor encoded again.
+
+    Raises what the canary raises.
+    """
+    if cache is None:
+        return _encoded(encoder, media, posts, canary, media_bytes)
+    keys = [content_key(encoder.slots[0], post) for post in posts]
+    known = dict(cache.get(list({key for key in keys if key})))
+    metrics.CACHED.labels(service).inc(sum(key in known for key in keys))
+    asked: list[int] = []
+    first: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if key is None or (key not in known and key not in first):
+            asked.append(index)
+            if key is not None:
+                first[key] = index
+    encoded = _encoded(encoder, media, [posts[index] for index in asked], canary, media_bytes)
+    by_index = dict(zip(asked, encoded, strict=True))
+    fresh = {key: by_index[index] for key, index in first.items()}
+    cache.put(fresh)
+    known |= fresh
+    return [by_index[index] if key is None else known[key] for index, key in enumerate(keys)]
+
+
+def content_key(slot: Modality, post: Post) -> bytes | None:
+    """32 bytes that name all that the encoder of this slot sees of a post; None where nothing may be kept.
+
+    Of several pictures one may be left out because a machine was busy, so only a single one is named.
+    """
+    if post.deleted:
+        return None
+    if slot is Modality.TEXT:
+        return hashlib.sha256(post.text.encode("utf-8", "surrogatepass")).digest()
+    hashes = [item.sha256 for item in post.media if item.kind is slot]
+    if len(hashes) != 1 or not hashes[0]:
+        return None
+    # A hint for the words that are heard, and nothing to a picture.
+    language = post.language if slot is Modality.AUDIO else ""
+    return hashlib.sha256(f"{hashes[0]} {language}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _encoded(
     encoder: Encoder, media: MediaStore, posts: Sequence[Post], canary: Checks, media_bytes: int
-) -> list[Mapping[Modality, Answer]]:
+) -> list[Answers]:
     """One answer per post, in order; where its media cannot be read the model is not asked.
 
     As many posts at a time as have `media_bytes` of media. Raises what the canary raises.
@@ -249,12 +314,40 @@ def in_batches(
     Returns one result per item, in their order. An item that is already an exception stays one and must be
     in no batch; every other must be in exactly one.
     """
+
+    def start(good: Sequence[Item]) -> Callable[[], Sequence[Encoded]]:
+        return lambda: forward(good)
+
+    return ahead(start, items, batches)
+
+
+def ahead(
+    start: Callable[[Sequence[Item]], Callable[[], Sequence[Encoded]]],
+    items: Sequence[Item | Exception],
+    batches: Iterable[Sequence[int]],
+) -> list[Encoded | Exception]:
+    """As `in_batches`, for a device that works while we go on: every batch is started before the first is
+    waited for. start: hands a batch over, and returns what waits for its results; either may raise."""
+
+    def forward(good: Sequence[Item]) -> Sequence[Encoded]:
+        return start(good)()
+
+    started: list[tuple[Sequence[int], list[Item], Callable[[], Sequence[Encoded]] | None]] = []
+    for batch in batches:
+        good = [item for i in batch if not isinstance(item := items[i], Exception)]
+        try:
+            started.append((batch, good, start(good)))
+        except Exception:
+            started.append((batch, good, None))  # started again below, where the culprit is looked for
     results: list[Encoded | Exception | None] = [
         item if isinstance(item, Exception) else None for item in items
     ]
-    for batch in batches:
-        good = [item for i in batch if not isinstance(item := items[i], Exception)]
-        for i, result in zip(batch, halving(forward, good), strict=True):
+    for batch, good, wait in started:
+        try:
+            found: Sequence[Encoded | Exception] = wait() if wait is not None else halving(forward, good)
+        except Exception:
+            found = halving(forward, good)
+        for i, result in zip(batch, found, strict=True):
             results[i] = result
     return [result for result in results if result is not None]
 

@@ -11,6 +11,7 @@ INGEST_FETCHES = Counter(
     "crowdtone_ingest_fetches_total", "Addresses of media, by whether they were fetched.", ["outcome"]
 )
 ABSENT = Counter("crowdtone_absent_total", "Declared modalities that could not be encoded.", ["service"])
+CACHED = Counter("crowdtone_embeddings_cached_total", "Posts answered from the cache.", ["service"])
 STEP_SECONDS = Histogram(
     "crowdtone_step_seconds",
     "One turn of the loop: from the records read to their offsets committed.",

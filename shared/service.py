@@ -1,4 +1,4 @@
-"""serve(): what every service that reads a topic is wired to: health, heartbeat, Kafka and the loop."""
+"""What services are wired to: health, heartbeat, Kafka and the loop by serve(), and the encoders' cache."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from pydantic import BaseModel
+
 from shared import health, heartbeat, kafka, worker
+from shared.embedding_cache import EmbeddingCache
+from shared.encoding import Encoder
 from shared.kafka import Rebalanced
 from shared.messages import Step
-from shared.settings import KafkaSettings, RedisSettings, WorkerSettings
+from shared.settings import EmbeddingCacheSettings, KafkaSettings, RedisSettings, WorkerSettings
 from shared.topics import Topic
+
+
+def embedding_cache(encoder: Encoder, *shaped_by: BaseModel) -> EmbeddingCache | None:
+    """The cache of this encoder under these settings, or None where it is switched off."""
+    settings = EmbeddingCacheSettings()
+    if not settings.ttl_s:
+        return None
+    client = heartbeat.connect(RedisSettings())
+    prefix = KafkaSettings().topic_prefix
+    return EmbeddingCache(client, encoder, *shaped_by, ttl_s=settings.ttl_s, prefix=prefix)
 
 
 def serve(

@@ -75,6 +75,14 @@ class RedisSettings(Settings):
     timeout_s: float = Field(1.0, gt=0, description="a cache that answers later than this is treated as away")
 
 
+class EmbeddingCacheSettings(Settings):
+    model_config = SettingsConfigDict(env_prefix="CROWDTONE_EMBEDDING_CACHE_")
+
+    ttl_s: int = Field(
+        6 * 3600, ge=0, description="how long an answer is kept in Redis for reposts; 0: none is kept"
+    )
+
+
 class MediaSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="CROWDTONE_MEDIA_")
 
@@ -108,6 +116,9 @@ class ModelSettings(Settings):
 
     device: str = Field("auto", description="auto | cpu | cuda, for every model of the process")
     threads: int = Field(0, ge=0, description="CPU threads of a model; 0 for one per core")
+    compile: bool = Field(
+        False, description="compile the text model at start: minutes, and only worth it on a GPU"
+    )
     cache_dir: Path = Field(Path("~/.cache/crowdtone"), description="where converted weights are kept")
 
 
@@ -125,4 +136,9 @@ class TextModelSettings(Settings):
     )
     prefix: str | None = Field(None, description='put before every text; unset: "query: " for E5 models only')
     max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are cut; E5 takes up to 512")
-    max_batch_tokens: int = Field(2048, ge=8, description="tokens a batch may hold, padding counted")
+    max_batch_tokens: int = Field(
+        0, ge=0, description="tokens a batch may hold, padding counted; 0: 2,048 on a CPU, 32,768 on a GPU"
+    )
+
+    def token_budget(self, device: str) -> int:
+        return self.max_batch_tokens or (32_768 if device == "cuda" else 2_048)

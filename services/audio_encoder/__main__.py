@@ -8,7 +8,7 @@ from shared import topics, worker
 from shared.canary import Canary
 from shared.encoding import encode_step
 from shared.media import MediaStore
-from shared.service import serve
+from shared.service import embedding_cache, serve
 from shared.settings import MediaSettings, ModelSettings, TextModelSettings, WorkerSettings
 
 SERVICE = "audio_encoder"
@@ -17,8 +17,10 @@ SERVICE = "audio_encoder"
 def run() -> None:
     stopped = worker.on_sigterm()
     settings = AudioEncoderSettings()
-    encoder = AudioEncoder.load(ModelSettings(), settings, TextModelSettings())
-    step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder))
+    text = TextModelSettings()
+    encoder = AudioEncoder.load(ModelSettings(), settings, text)
+    cache = embedding_cache(encoder, settings, text)
+    step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder), cache=cache)
     serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records)
 
 

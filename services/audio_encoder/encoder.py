@@ -20,7 +20,7 @@ from services.audio_encoder.whisper import NAME, Heard, Whisper, padded_frames
 from shared.decoding import Decoders
 from shared.device import choose_device, state_digest
 from shared.e5 import E5
-from shared.encoding import Input, answer, halving, in_batches
+from shared.encoding import NO_SPEECH, Input, answer, halving, in_batches
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -111,7 +111,7 @@ class AudioEncoder:
             max_audio_s=audio.max_audio_s,
             decoders=audio.decoders,
             max_batch_frames=audio.max_batch_frames,
-            max_batch_tokens=text.max_batch_tokens,
+            max_batch_tokens=text.token_budget(device),
             voice=None if audio.model == NAME else _hugging_face(audio.model, model.cache_dir, device),
         )
 
@@ -123,7 +123,11 @@ class AudioEncoder:
         return list(self._decoders.map(self._clip, inputs))
 
     def forward(self, clips: Sequence[Clip | Exception]) -> list[Heard | Exception]:
-        """What was heard per clip, in order. A batch holds clips of one padded length."""
+        """What was heard per clip, in order."""
+        return in_batches(self._listen, clips, self.batches(clips))
+
+    def batches(self, clips: Sequence[Clip | Exception]) -> list[list[int]]:
+        """Indices of the clips in batches of one padded length, up to the budget of frames."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, clip in enumerate(clips):
             if not isinstance(clip, Exception):
@@ -132,7 +136,7 @@ class AudioEncoder:
         for frames, indices in sorted(by_length.items()):
             size = max(1, self._max_batch_frames // frames)
             batches += [indices[start : start + size] for start in range(0, len(indices), size)]
-        return in_batches(self._listen, clips, batches)
+        return batches
 
     def finish(self, heard: Sequence[Heard | Exception]) -> list[Mapping[Modality, Answer]]:
         words = [item.words for item in heard if not isinstance(item, Exception)]
@@ -184,7 +188,7 @@ class AudioEncoder:
     def _speech_vectors(self, words: Sequence[str]) -> list[Floats | Exception]:
         vectors, present = self._e5.embed(words, self._max_batch_tokens)
         return [
-            vector if said else InvalidMessage("no speech heard")
+            vector if said else InvalidMessage(NO_SPEECH)
             for vector, said in zip(vectors, present, strict=True)
         ]
 

@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,16 @@ def log_mel(waveforms: Sequence[Waveform], frames: int, device: str = "cpu") -> 
     for row, waveform in zip(samples, waveforms, strict=True):
         heard = torch.from_numpy(waveform[: row.numel()])
         row[: heard.numel()] = heard
-    window = torch.hann_window(WINDOW_SAMPLES, device=device)
+    window, bank = _filters(device)
     spectrum = torch.stft(samples.to(device), WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
+    mel = bank @ spectrum[..., :-1].abs().square()
+    log = mel.clamp(min=1e-10).log10()
+    return (torch.maximum(log, log.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+
+
+@cache
+def _filters(device: str) -> tuple[Tensor, Tensor]:
+    """The window, and the (80, 201) bank of mel filters."""
     bank = torchaudio.functional.melscale_fbanks(
         WINDOW_SAMPLES // 2 + 1,
         0.0,
@@ -124,10 +133,8 @@ def log_mel(waveforms: Sequence[Waveform], frames: int, device: str = "cpu") -> 
         SAMPLE_RATE_HZ,
         norm="slaney",
         mel_scale="slaney",
-    ).to(device)
-    mel = bank.T @ spectrum[..., :-1].abs().square()
-    log = mel.clamp(min=1e-10).log10()
-    return (torch.maximum(log, log.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+    )
+    return torch.hann_window(WINDOW_SAMPLES, device=device), bank.T.contiguous().to(device)
 
 
 class Whisper:
@@ -180,8 +187,13 @@ class Whisper:
 
     def _states(self, clips: Sequence[Waveform], frames: int) -> Floats:
         """(B, frames / 2, 512) float32: one state per 20 ms."""
-        features = log_mel(clips, frames, self._device).cpu().numpy()
-        encoded = self._model.encode(ctranslate2.StorageView.from_array(features), to_cpu=True)
+        features = log_mel(clips, frames, self._device).contiguous()
+        if features.is_cuda:
+            torch.cuda.synchronize()  # CTranslate2 reads it on a stream of its own
+            view = ctranslate2.StorageView.from_array(features)
+        else:
+            view = ctranslate2.StorageView.from_array(features.numpy())
+        encoded = self._model.encode(view, to_cpu=True)
         return np.array(encoded).astype(np.float32, copy=False)
 
     def _words(

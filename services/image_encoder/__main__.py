@@ -8,7 +8,7 @@ from shared import topics, worker
 from shared.canary import Canary
 from shared.encoding import encode_step
 from shared.media import MediaStore
-from shared.service import serve
+from shared.service import embedding_cache, serve
 from shared.settings import MediaSettings, ModelSettings, WorkerSettings
 
 SERVICE = "image_encoder"
@@ -18,7 +18,8 @@ def run() -> None:
     stopped = worker.on_sigterm()
     settings = ImageEncoderSettings()
     encoder = ImageEncoder.load(ModelSettings(), settings)
-    step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder))
+    cache = embedding_cache(encoder, settings)
+    step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder), cache=cache)
     serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from services.image_encoder import efficientnet
 from services.image_encoder.settings import ImageEncoderSettings
 from shared.decoding import Decoders
-from shared.device import choose_device, state_digest
-from shared.encoding import Input, answer, in_batches
+from shared.device import choose_device, copied, state_digest
+from shared.encoding import Input, ahead, answer
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings
@@ -58,13 +59,18 @@ class ImageEncoder:
         device: str,
         max_batch_pixels: int,
         decoders: int,
+        decode_on_device: Callable[[Sequence[bytes]], Sequence[Tensor | None]] | None = None,
     ) -> None:
-        """decode: a picture's bytes to pixels of the model's side, or InvalidMessage. decoders: at once."""
+        """decode: a picture's bytes to pixels of the model's side, or InvalidMessage. decoders: at once.
+
+        decode_on_device: asked first; (3, side, side) numbers, or None for what is left to `decode`.
+        """
         self._model = model
         self._device = device
         self._dtype = torch.float16 if device == "cuda" else torch.float32
         self._decode = decode
-        self._batch = max(1, max_batch_pixels // model.side**2)
+        self._decode_on_device = decode_on_device
+        self.batch = max(1, max_batch_pixels // model.side**2)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         self._mean = torch.tensor(model.mean, device=device)[:, None, None]
         self._deviation = torch.tensor(model.deviation, device=device)[:, None, None]
@@ -90,26 +96,43 @@ class ImageEncoder:
             cpu_s=image.decode_cpu_s,
             max_bytes=3 * loaded.side**2,
         )
+        on_the_gpu = None
+        if image.decode_on_device:
+            if device != "cuda":
+                raise ValueError("pictures can be decoded on a GPU only, and the device is the CPU")
+            from services.image_encoder import on_device  # torchvision, for those who decode there
+
+            on_the_gpu = partial(
+                on_device.decode, side=loaded.side, max_pixels=image.max_pixels, device=device
+            )
         return cls(
             loaded,
             decoders.decode,
             device=device,
             max_batch_pixels=image.max_batch_pixels,
             decoders=image.decoders,
+            decode_on_device=on_the_gpu,
         )
 
     def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
         return self.finish(inputs, self.forward(self.prepare(inputs)))
 
-    def prepare(self, inputs: Sequence[Input]) -> list[Pixels | Exception]:
+    def prepare(self, inputs: Sequence[Input]) -> list[Pixels | Tensor | Exception]:
         """Pixels of every picture of every post, one after another, or why there are none."""
-        return list(self._decoders.map(self._pixels, [content for item in inputs for content in item.media]))
+        contents = [content for item in inputs for content in item.media]
+        if self._decode_on_device is None:
+            return list(self._decoders.map(self._pixels, contents))
+        decoded = self._decode_on_device(contents)
+        rest = self._decoders.map(
+            self._pixels, [content for content, own in zip(contents, decoded, strict=True) if own is None]
+        )
+        return [next(rest) if own is None else own for own in decoded]
 
-    def forward(self, pictures: Sequence[Pixels | Exception]) -> list[Floats | Exception]:
+    def forward(self, pictures: Sequence[Pixels | Tensor | Exception]) -> list[Floats | Exception]:
         """(D,) float32 per picture, in order. All pictures have one size, so a pixel budget is a count."""
         good = [i for i, picture in enumerate(pictures) if not isinstance(picture, Exception)]
-        batches = [good[start : start + self._batch] for start in range(0, len(good), self._batch)]
-        return in_batches(self._vectors, pictures, batches)
+        batches = [good[start : start + self.batch] for start in range(0, len(good), self.batch)]
+        return ahead(self._start, pictures, batches)
 
     def finish(
         self, inputs: Sequence[Input], vectors: Sequence[Floats | Exception]
@@ -135,11 +158,26 @@ class ImageEncoder:
             return error
 
     @torch.inference_mode()
-    def _vectors(self, pictures: Sequence[Pixels]) -> list[Floats]:
-        # uint8 to the device, float only there: a quarter of the copying.
-        pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
-        vectors = self._model.network(((pixels - self._mean) / self._deviation).to(self._dtype))
-        return list(vectors.float().cpu().numpy())
+    def _start(self, pictures: Sequence[Any]) -> Callable[[], list[Floats]]:
+        # Pixels or Tensors. uint8 to the device, float only there: a quarter of the copying.
+        vectors = self._model.network(
+            ((self._placed(pictures) - self._mean) / self._deviation).to(self._dtype)
+        ).float()
+        wait = copied(vectors)
+        return lambda: list(wait())
+
+    def _placed(self, pictures: Sequence[Pixels | Tensor]) -> Tensor:
+        """(B, 3, side, side) uint8 on the device."""
+        decoded = [picture for picture in pictures if not isinstance(picture, Tensor)]
+        copied: Iterator[Tensor] = iter(())
+        if decoded:
+            stacked = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+            if self._device == "cuda":
+                stacked = stacked.pin_memory().to(self._device, non_blocking=True)
+            if len(decoded) == len(pictures):
+                return stacked
+            copied = iter(stacked)
+        return torch.stack([picture if isinstance(picture, Tensor) else next(copied) for picture in pictures])
 
 
 def _default(cache_dir: Path, device: str) -> ImageModel:

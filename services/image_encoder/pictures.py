@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # A picture smaller than this in either direction is a tracking pixel or a spacer: its vector would be noise.
 MIN_SIDE = 8
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 # EXIF orientation -> what puts the picture upright. Source: EXIF 2.3, section 4.6.4 A, tag Orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,7 +39,7 @@ _KINDS = {
     "GIF": ("L", "P"),
 }
 _UPSIDE_DOWN = Image.Exif()
-_UPSIDE_DOWN[_ORIENTATION_TAG] = 3
+_UPSIDE_DOWN[ORIENTATION_TAG] = 3
 
 
 def decoder(side: int, max_pixels: int) -> Callable[[bytes], npt.NDArray[np.uint8]]:
@@ -90,7 +90,7 @@ def _decode(content: bytes, side: int, max_pixels: int) -> Image.Image:
             raise InvalidMessage(f"picture of {width}x{height} pixels; the limit is {max_pixels}")
         if min(width, height) < MIN_SIDE:
             raise InvalidMessage(f"picture of {width}x{height} pixels says nothing")
-        orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
         picture.draft("RGB", (side, side))  # JPEG only: decoded at the smallest scale that will do
         image = _plain(picture).resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     if image.mode == "RGBA":

@@ -26,3 +26,6 @@ class ImageEncoderSettings(Settings):
     decode_cpu_s: float = Field(
         3.0, gt=0, description="CPU time one picture may take to decode; one that needs more is absent"
     )
+    decode_on_device: bool = Field(
+        False, description="decode JPEGs by nvJPEG, in this process and without its limits; cuda only"
+    )

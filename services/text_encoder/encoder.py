@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import torch
 
 from shared.device import choose_device
 from shared.e5 import E5, Reading, token_batches
-from shared.encoding import Input, answer, halving, in_batches
+from shared.encoding import Input, ahead, answer, halving
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -44,7 +44,10 @@ class TextEncoder:
             prefix=text.prefix,
             adapter=text.adapter,
         )
-        return cls(e5, max_batch_tokens=text.max_batch_tokens)
+        budget = text.token_budget(device)
+        if model.compile:
+            e5.compile_for(budget)
+        return cls(e5, max_batch_tokens=budget)
 
     def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
         return self.finish(self.forward(self.prepare(inputs)))
@@ -59,10 +62,11 @@ class TextEncoder:
     def forward(self, rows: Sequence[Reading | Exception]) -> list[Floats | Exception]:
         """(D,) float32 per row, in order. A batch holds rows of similar length, up to the token budget."""
         lengths = [0 if isinstance(row, Exception) else len(row.ids) for row in rows]
-        return in_batches(self._vectors, rows, token_batches(lengths, self._max_batch_tokens))
+        return ahead(self._start, rows, token_batches(lengths, self._max_batch_tokens))
 
     def finish(self, vectors: Sequence[Floats | Exception]) -> list[Mapping[Modality, Answer]]:
         return [{Modality.TEXT: answer(vector)} for vector in vectors]
 
-    def _vectors(self, rows: Sequence[Reading]) -> list[Floats]:
-        return list(self._e5.vectors(rows))
+    def _start(self, rows: Sequence[Reading]) -> Callable[[], Sequence[Floats]]:
+        wait = self._e5.start(rows)
+        return lambda: list(wait())

@@ -22,6 +22,7 @@ from shared.e5 import (
     load_adapter,
     load_lexicon,
     over_shipped,
+    padded_width,
     save_adapter,
     save_lexicon,
     token_batches,
@@ -51,6 +52,23 @@ def tiny(seed: int = 0, max_tokens: int = 64) -> E5:
     return E5(
         network, tokenize, dimension=16, pad_id=0, prefix="", max_tokens=max_tokens, model_version="tiny@0"
     ).eval()
+
+
+@given(st.integers(1, 600), st.sampled_from([64, 100, 128, 512]))
+def test_widths_are_few_and_never_cut_a_text(longest: int, max_tokens: int) -> None:
+    longest = min(longest, max_tokens)
+    width = padded_width(longest, max_tokens)
+    assert longest <= width <= max_tokens
+    assert width % 16 == 0 or width == max_tokens
+    assert width < longest + 16
+
+
+def test_a_batch_that_was_started_has_the_vectors_of_one_that_was_waited_for() -> None:
+    e5 = tiny()
+    readings = [reading for reading in e5.read(TEXTS) if reading.ids]
+    waits = [e5.start(readings[:2]), e5.start(readings[2:])]
+    np.testing.assert_array_equal(waits[0](), e5.vectors(readings[:2]))
+    np.testing.assert_array_equal(waits[1](), e5.vectors(readings[2:]))
 
 
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))

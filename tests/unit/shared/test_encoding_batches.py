@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from shared.encoding import answer, halving, in_batches
+from shared.encoding import ahead, answer, halving, in_batches
 from shared.errors import InvalidMessage
 
 
@@ -24,6 +24,35 @@ def test_the_culprit_is_found_and_its_neighbours_keep_their_places() -> None:
     assert results[0] == 10
     assert isinstance(results[1], RuntimeError)
     assert results[2:] == [gone, 14, 2, 0]
+
+
+def test_every_batch_is_started_before_the_first_is_waited_for() -> None:
+    happened: list[str] = []
+
+    def start(items: Sequence[int]) -> Callable[[], list[int]]:
+        happened.append(f"start {items}")
+
+        def wait() -> list[int]:
+            happened.append(f"wait {items}")
+            return doubled(items)
+
+        return wait
+
+    assert ahead(start, [1, 2, 3], [[2], [0, 1]]) == [2, 4, 6]
+    assert happened == ["start [3]", "start [1, 2]", "wait [3]", "wait [1, 2]"]
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_culprit_is_found_whether_it_fails_at_the_start_or_later(at_start: bool) -> None:
+    def start(items: Sequence[int]) -> Callable[[], list[int]]:
+        if at_start:
+            found = doubled(items)
+            return lambda: found
+        return lambda: doubled(items)
+
+    results = ahead(start, [5, 13, 7, 1], [[3], [2, 1, 0]])
+    assert [results[0], *results[2:]] == [10, 14, 2]
+    assert isinstance(results[1], RuntimeError)
 
 
 @pytest.mark.parametrize(

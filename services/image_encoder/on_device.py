@@ -1,0 +1,96 @@
+"""JPEGs to pixels on a GPU (nvJPEG through torchvision), where the decoders' cores cannot feed it.
+
+Without the limits of `shared.decoding` on strangers' bytes, so off unless asked for (docs/SECURITY.md).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from services.image_encoder.pictures import MIN_SIDE, ORIENTATION_TAG
+
+log = logging.getLogger(__name__)
+
+PIXELS_AT_ONCE: Final = 64_000_000
+"""Decoded in memory at once: 200 MB, and one picture more."""
+
+# EXIF orientation -> (quarter turns to the left, whether to mirror left and right first).
+_UPRIGHT: Final = {
+    1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True),
+    5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False),
+}  # fmt: skip
+
+
+def decode(contents: Sequence[bytes], side: int, max_pixels: int, device: str) -> list[Tensor | None]:
+    """(3, side, side) uint8 on the device of every plain JPEG, upright and squeezed; None for all else.
+
+    None is for the decoder processes to look at: another format, CMYK, too large, or broken.
+    """
+    found: list[Tensor | None] = [None] * len(contents)
+    group: list[tuple[int, int]] = []  # index, orientation
+    held = 0
+    for i, content in enumerate(contents):
+        plain = _header(content, max_pixels)
+        if plain is None:
+            continue
+        pixels, orientation = plain
+        if group and held + pixels > PIXELS_AT_ONCE:
+            _decode(contents, group, found, side, device)
+            group, held = [], 0
+        group.append((i, orientation))
+        held += pixels
+    _decode(contents, group, found, side, device)
+    return found
+
+
+def _header(content: bytes, max_pixels: int) -> tuple[int, int] | None:
+    """(pixels, orientation) of a JPEG in colour or grey; only its header is read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
+            width, height = picture.size
+            if picture.mode not in ("RGB", "L") or min(width, height) < MIN_SIDE:
+                return None
+            if width * height > max_pixels:
+                return None
+            return width * height, picture.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises many kinds; the decoder processes will say what is wrong
+        return None
+
+
+def _decode(
+    contents: Sequence[bytes],
+    group: Sequence[tuple[int, int]],
+    found: list[Tensor | None],
+    side: int,
+    device: str,
+) -> None:
+    if not group:
+        return
+    try:
+        streams = [torch.frombuffer(bytearray(contents[i]), dtype=torch.uint8) for i, _ in group]
+        pictures = decode_jpeg(streams, mode=ImageReadMode.RGB, device=device)
+    except RuntimeError as error:
+        if len(group) == 1:
+            log.info("left to the decoder processes: %s", error)
+            return
+        middle = len(group) // 2
+        _decode(contents, group[:middle], found, side, device)
+        _decode(contents, group[middle:], found, side, device)
+        return
+    for (i, orientation), picture in zip(group, pictures, strict=True):
+        squeezed = functional.interpolate(
+            picture[None].float(), (side, side), mode="bicubic", antialias=True
+        )[0]
+        turns, mirrored = _UPRIGHT.get(orientation, (0, False))
+        if mirrored:
+            squeezed = squeezed.flip(2)
+        found[i] = torch.rot90(squeezed, turns, (1, 2)).round().clamp(0, 255).to(torch.uint8)
