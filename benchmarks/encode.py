@@ -1,60 +1,312 @@
 """`crowdtone bench encode`: an encoder's step, record bytes to embedding bytes, over the bare model loop.
 
-No broker and no media store of others: what one process does between reading and writing.
+No broker: what one process does between reading and writing. The bare loop is the same model, in the same
+process, on inputs that are ready for it: tokenised and packed over the whole load, or decoded.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
 import torch
+import typer
+from redis import Redis
+from tokenizers import Tokenizer
 
 from benchmarks import load
-from benchmarks.figures import AsJson, Device, OnDevice, Posts, Rounds, in_turn, show
+from benchmarks.figures import AsJson, Device, OnDevice, Rounds, in_turn_by, show
+from benchmarks.usage import Usage
+from deploy.local import stack
+from deploy.local.state import load as load_state
+from services.audio_encoder.encoder import AudioEncoder
+from services.audio_encoder.settings import AudioEncoderSettings
+from services.audio_encoder.whisper import HOP_SAMPLES, padded_frames
+from services.image_encoder.encoder import ImageEncoder
+from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import TextEncoder
+from services.text_encoder.settings import TextEncoderSettings
+from shared import e5_weights, heartbeat
 from shared.canary import Canary
 from shared.device import choose_device
-from shared.e5 import E5, token_batches
-from shared.encoding import encode_step
+from shared.e5 import E5, Bert, BertConfig, padded_width, token_batches
+from shared.embedding_cache import EmbeddingCache
+from shared.encoding import Encoder, Input, encode_step
 from shared.media import MediaStore
-from shared.settings import MediaSettings, ModelSettings, TextModelSettings
+from shared.messages import Modality, Post, Record, Step
+from shared.settings import MediaSettings, ModelSettings, RedisSettings, TextModelSettings
+
+CACHE_TTL_S: Final = 3600
+# A clip costs a second of CPU, a picture a fifteenth: so many posts take about a minute a round on two cores.
+POSTS: Final = {Modality.TEXT: 2000, Modality.IMAGE: 400, Modality.AUDIO: 160}
+
+
+class Kind(StrEnum):
+    text = "text"
+    image = "image"
+    audio = "audio"
+
+
+class Shape(StrEnum):
+    default = "default"
+    roberta_base = "roberta-base"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An encoder to measure.
+
+    bare: makes the bare model loop over these inputs. filled: of the batches that the service makes of these
+    inputs, how full they are of their budget and which share of them is padding.
+    poll: posts that one step is given at most.
+    """
+
+    encoder: Encoder
+    bare: Callable[[Sequence[Input]], Callable[[], object]]
+    filled: Callable[[Sequence[Sequence[Input]]], tuple[float, float]]
+    poll: int
 
 
 def encode(
-    posts: Posts = 2000, rounds: Rounds = 3, device: OnDevice = Device.auto, as_json: AsJson = False
+    modality: Annotated[Kind, typer.Option(help="Which encoder.")] = Kind.text,
+    shape: Annotated[
+        Shape, typer.Option(help="Of the text model: the default one, or RoBERTa-base's with random weights.")
+    ] = Shape.default,
+    posts: Annotated[
+        int, typer.Option(help="Posts in the load; 0: as many as take about a minute.", min=0)
+    ] = 0,
+    repost_share: Annotated[
+        float,
+        typer.Option(
+            help="So many posts repeat an earlier one, and a Redis of its own caches.", min=0, max=0.99
+        ),
+    ] = 0.0,
+    rounds: Rounds = 3,
+    device: OnDevice = Device.auto,
+    as_json: AsJson = False,
 ) -> None:
-    """The text encoder's step, from record bytes to embedding bytes, over the bare model loop."""
-    model, text = ModelSettings(device=choose_device(device)), TextModelSettings()
-    encoder = TextEncoder.load(model, text)
-    step = encode_step("text_encoder", encoder, MediaStore(MediaSettings()), canary=Canary(encoder))
-    records = load.post_records(posts)
-    dtype = torch.float16 if model.device == "cuda" else torch.float32
-    e5 = E5.load(cache_dir=model.cache_dir, device=model.device, dtype=dtype, max_tokens=text.max_tokens)
-    rows = e5.tokenize([post.text for post in load.posts(posts)])
-    batches = [
-        e5.pad([rows[i] for i in batch]) for batch in token_batches([*map(len, rows)], text.max_batch_tokens)
-    ]
+    """An encoder's step, from record bytes to embedding bytes, over the bare model loop."""
+    slot = Modality[modality.upper()]
+    model = ModelSettings(device=choose_device(device))
+    subject = _SUBJECTS[modality](model, shape)
+    with ExitStack() as kept:
+        folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="crowdtone-bench-")))
+        media = MediaStore(MediaSettings(url=folder.as_uri()))
+        every = [post for post in load.posts(posts or POSTS[slot]) if slot in post.expected]
+        if slot is not Modality.TEXT:
+            every = load.with_media(every, media, [slot])
+        every = load.reposted(every, repost_share)
+        records = load.records(every)
+        polls = [records[start : start + subject.poll] for start in range(0, len(records), subject.poll)]
+        inputs = [_input(slot, media, post) for post in every]
+        batch_s: list[float] = []
+        plain = _through(_step(subject.encoder, media, None), polls, len(every), batch_s)
+        figures: dict[str, object] = {
+            "modality": modality.value,
+            "shape": shape.value,
+            "device": model.device,
+            "threads": torch.get_num_threads(),
+            "posts": len(every),
+        }
+        if repost_share:
+            redis = kept.enter_context(_redis())
+            cache = EmbeddingCache(redis, subject.encoder, ttl_s=CACHE_TTL_S)
+            caching = _through(_step(subject.encoder, media, cache), polls, len(every), [])
 
-    def bare() -> None:
-        with torch.inference_mode():
-            for ids, mask in batches:
-                e5(ids, mask).cpu()
+            def with_cache() -> None:
+                redis.flushdb()  # what is known at the start of a round is known to nobody in life
+                caching()
+
+            ours = os.getpid()
+            without, cached = in_turn_by(rounds, (plain, ours), (with_cache, ours))
+            figures |= {
+                "repost_share": repost_share,
+                "posts_per_s": round(len(every) / cached.wall_s, 1),
+                "posts_per_cpu_s": round(len(every) / cached.cpu_s, 1),
+                "posts_per_s_without_cache": round(len(every) / without.wall_s, 1),
+                "ratio_to_without_cache": round(without.wall_s / cached.wall_s, 3),
+                "cpu_ratio_to_without_cache": round(without.cpu_s / cached.cpu_s, 3),
+            }
+        else:
+            bare = subject.bare(inputs)
+            ours = os.getpid()
+            with Usage() as usage:
+                alone, service = in_turn_by(rounds, (bare, ours), (plain, ours))
+            starts = range(0, len(inputs), subject.poll)
+            fill, padding = subject.filled([inputs[start : start + subject.poll] for start in starts])
+            figures |= {
+                "posts_per_s": round(len(every) / service.wall_s, 1),
+                "posts_per_cpu_s": round(len(every) / service.cpu_s, 1),
+                "bare_loop_posts_per_s": round(len(every) / alone.wall_s, 1),
+                "ratio_to_bare_loop": round(alone.wall_s / service.wall_s, 3),
+                "cpu_ratio_to_bare_loop": round(alone.cpu_s / service.cpu_s, 3),
+                "batch_fill": round(fill, 3),
+                "padding_share": round(padding, 3),
+                **usage.figures(),
+            }
+        counted = batch_s[len(polls) :]  # without the round that warms up
+        figures |= {f"batch_ms_p{p}": round(1000 * float(np.percentile(counted, p)), 1) for p in (50, 95, 99)}
+    show("encode", figures, as_json)
+
+
+def _input(slot: Modality, media: MediaStore, post: Post) -> Input:
+    return Input(post.text, post.language, tuple(media.get(item.sha256) for item in post.media))
+
+
+def _step(encoder: Encoder, media: MediaStore, cache: EmbeddingCache | None) -> Step:
+    return encode_step("bench", encoder, media, canary=Canary(encoder), cache=cache)
+
+
+def _through(
+    step: Step, polls: Sequence[Sequence[Record]], posts: int, batch_s: list[float]
+) -> Callable[[], None]:
+    """All polls through the step; what each took is put to `batch_s`."""
 
     def service() -> None:
-        for start in range(0, posts, 500):
-            step(records[start : start + 500], 0.0)
+        answered = 0
+        for records in polls:
+            began = time.perf_counter()
+            answered += step(records, 0.0).posts
+            batch_s.append(time.perf_counter() - began)
+        if answered != posts:
+            raise AssertionError(f"{answered} answers for {posts} posts")
 
-    bare_s, service_s = in_turn(rounds, bare, service)
-    tokens = sum(map(len, rows))
-    show(
-        "encode",
-        {
-            "device": str(e5.device),
-            "threads": torch.get_num_threads(),
-            "posts": posts,
-            "tokens_per_post": round(tokens / posts, 1),
-            "padding_share": round(1 - tokens / sum(ids.numel() for ids, _ in batches), 3),
-            "posts_per_s": round(posts / service_s, 1),
-            "bare_loop_posts_per_s": round(posts / bare_s, 1),
-            "ratio_to_bare_loop": round(bare_s / service_s, 3),
-        },
-        as_json,
+    return service
+
+
+@contextmanager
+def _redis() -> Iterator[Redis]:
+    """A Redis of this run's own."""
+    directory = Path(tempfile.mkdtemp(prefix=f"crowdtone-bench-{secrets.token_hex(4)}-"))
+    try:
+        stack.up(directory, [stack.REDIS], dies_with_us=True)
+        state = load_state(directory)
+        assert state is not None
+        url = f"redis://:{state.redis_password}@127.0.0.1:{state.of('redis').ports[0]}/0"
+        with heartbeat.connect(RedisSettings(url=url)) as client:
+            yield client
+    finally:
+        stack.down(directory)
+        shutil.rmtree(directory)
+
+
+def _text(model: ModelSettings, shape: Shape) -> Subject:
+    text = TextModelSettings()
+    dtype = torch.float16 if model.device == "cuda" else torch.float32
+    if shape is Shape.default:
+        e5 = E5.load(cache_dir=model.cache_dir, device=model.device, dtype=dtype, max_tokens=text.max_tokens)
+    else:
+        e5 = roberta_base(model, text.max_tokens).to(model.device, dtype).eval()
+    budget = text.token_budget(model.device)
+    if model.compile:
+        e5.compile_for(budget)
+    encoder = TextEncoder(e5, max_batch_tokens=budget)
+
+    def bare(inputs: Sequence[Input]) -> Callable[[], object]:
+        rows = e5.tokenize([item.text for item in inputs])
+        packed = token_batches([*map(len, rows)], budget)
+        batches = [e5.pad([rows[i] for i in batch]) for batch in packed]
+
+        def loop() -> None:
+            with torch.inference_mode():
+                for vectors in [e5(ids, mask) for ids, mask in batches]:
+                    vectors.cpu()
+
+        return loop
+
+    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
+        tokens = padded = room = 0
+        for poll in polls:
+            lengths = [len(row) for row in e5.tokenize([item.text for item in poll])]
+            for batch in token_batches(lengths, budget):
+                of_batch = [lengths[i] for i in batch]
+                tokens += sum(of_batch)
+                width = max(of_batch)
+                if model.device == "cuda":
+                    width = padded_width(width, text.max_tokens)
+                padded += width * len(batch)
+                room += budget
+        return padded / room, 1 - tokens / padded
+
+    return Subject(encoder, bare, filled, TextEncoderSettings().posts_of_poll(model.device))
+
+
+def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
+    """RoBERTa-base's shape with random weights, and the default model's tokenizer and so its vocabulary."""
+    folder = e5_weights.default_folder(model.cache_dir)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        max_position_embeddings=514,
+        type_vocab_size=1,
     )
+    torch.manual_seed(0)
+    network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
+
+    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+        tokenizer.enable_truncation(max_tokens)
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+
+    return E5(
+        network,
+        tokenize,
+        dimension=config.hidden_size,
+        pad_id=tokenizer.token_to_id("<pad>") or 0,
+        prefix="",
+        max_tokens=max_tokens,
+        model_version="roberta-base-shape@random",
+    )
+
+
+def _image(model: ModelSettings, shape: Shape) -> Subject:
+    settings = ImageEncoderSettings()
+    encoder = ImageEncoder.load(model, settings)
+
+    def bare(inputs: Sequence[Input]) -> Callable[[], object]:
+        pictures = encoder.prepare(inputs)
+        return lambda: encoder.forward(pictures)
+
+    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
+        batches = [-(-sum(len(item.media) for item in poll) // encoder.batch) for poll in polls]
+        return sum(map(len, polls)) / (encoder.batch * sum(batches)), 0.0
+
+    return Subject(encoder, bare, filled, settings.max_poll_records)
+
+
+def _audio(model: ModelSettings, shape: Shape) -> Subject:
+    settings, text = AudioEncoderSettings(), TextModelSettings()
+    encoder = AudioEncoder.load(model, settings, text)
+
+    def bare(inputs: Sequence[Input]) -> Callable[[], object]:
+        clips = encoder.prepare(inputs)
+        return lambda: encoder.forward(clips)
+
+    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
+        frames = padded = budget = 0
+        for poll in polls:
+            clips = [clip for clip in encoder.prepare(poll) if not isinstance(clip, Exception)]
+            for batch in encoder.batches(clips):
+                length = padded_frames(clips[batch[0]].waveform)
+                frames += sum(-(-clips[i].waveform.size // HOP_SAMPLES) for i in batch)
+                padded += length * len(batch)
+                budget += settings.max_batch_frames
+        return padded / budget, 1 - frames / padded
+
+    return Subject(encoder, bare, filled, settings.max_poll_records)
+
+
+_SUBJECTS: Final = {Kind.text: _text, Kind.image: _image, Kind.audio: _audio}
