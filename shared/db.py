@@ -53,7 +53,8 @@ def engine(
         limits["pool_timeout"] = statement_timeout_s
         limits["connect_args"] |= {
             "connect_timeout": max(1, int(statement_timeout_s)),
-            "options": f"-c statement_timeout={int(statement_timeout_s * 1000)}",
+            # What must be quick has no time to be compiled first: 43 ms for a trend of 90 days.
+            "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c jit=off",
         }
     if autocommit:
         limits["isolation_level"] = "AUTOCOMMIT"

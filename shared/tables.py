@@ -108,6 +108,24 @@ trends = sa.Table(
     postgresql_with={"fillfactor": 70},
 )
 
+# The same over all platforms and languages: one row for a bucket instead of one for each pair of them. A
+# trigger on `trends` keeps it, in the statement that changes them. A bucket whose posts were all taken back
+# stays, at 0.
+trend_totals = sa.Table(
+    "trend_totals",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("grain", sa.SmallInteger, primary_key=True),
+    sa.Column("bucket", _time, primary_key=True),
+    sa.Column("posts", sa.BigInteger, nullable=False),
+    sa.Column("negative", sa.BigInteger, nullable=False),
+    sa.Column("neutral", sa.BigInteger, nullable=False),
+    sa.Column("positive", sa.BigInteger, nullable=False),
+    sa.Column("unscored", sa.BigInteger, nullable=False),
+    sa.Column("score_micro", sa.BigInteger, nullable=False),
+    postgresql_with={"fillfactor": 70},
+)
+
 # Answers of posts that were closed with parts missing, until the rest comes or `late_s` has passed.
 partial_posts = sa.Table(
     "partial_posts",

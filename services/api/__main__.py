@@ -8,6 +8,7 @@ from functools import partial
 
 from services.api.live import Live
 from services.api.queries import Queries, ping
+from services.api.recent import Recent
 from services.api.server import Readiness, build
 from services.api.servicer import Servicer
 from services.api.settings import ApiSettings, is_loopback
@@ -42,6 +43,9 @@ def main() -> None:
         )
         servicer = Servicer(
             queries=queries,
+            recent=Recent(
+                max_age_s=settings.trend_max_age_ms / 1000, max_size=settings.trend_kept_bytes, size=len
+            ),
             live=live,
             media=MediaStore(MediaSettings()),
             reports=partial(heartbeat.reports, redis),

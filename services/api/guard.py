@@ -61,7 +61,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the
         return grpc.unary_unary_rpc_method_handler(
             _guarded(cast(Any, handler.unary_unary), name, refusal),
             request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            response_serializer=_serializer(cast(Any, handler.response_serializer)),
         )
 
     def _refusal(self, metadata: Sequence[tuple[str, str | bytes]]) -> ApiError | None:
@@ -81,6 +81,11 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the
                 grpc.StatusCode.UNAUTHENTICATED, errors.TOKEN_UNKNOWN, "this bearer token is not let in"
             )
         return None
+
+
+def _serializer(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """An answer that is bytes already, made for several callers, is sent as it is."""
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
 def _guarded(behaviour: Callable[..., Any], name: str, refusal: ApiError | None) -> Callable[..., Any]:

@@ -64,37 +64,47 @@ class TooManyPoints(LookupError):
     """The interval has more buckets than one answer may hold."""
 
 
-def _trend_statement() -> str:
-    """The SQL text, compiled once: the driver is given it as it is."""
-    trends, tracked = tables.trends.c, tables.topics.c
+COUNTS: Final = Point._fields[1:]
+
+
+def _trend_statement(*, whole: bool) -> str:
+    """The SQL text, compiled once: the driver is given it as it is. whole: of all platforms and languages."""
+    trends = (tables.trend_totals if whole else tables.trends).c
+    tracked = tables.topics.c
     topic, platform, language = (
         sa.bindparam(name, type_=sa.Text) for name in ("topic", "platform", "language")
     )
-    sums = [
-        sa.cast(sa.func.sum(trends[name]), sa.BigInteger)
-        for name in ("posts", "negative", "neutral", "positive", "unscored", "score_micro")
+    asked = [
+        trends.topic == topic,
+        trends.grain == sa.bindparam("grain", type_=sa.SmallInteger),
+        trends.bucket >= sa.bindparam("start_time", type_=sa.TIMESTAMP(timezone=True)),
+        trends.bucket < sa.bindparam("end_time", type_=sa.TIMESTAMP(timezone=True)),
+        sa.or_(topic == sa.text(f"'{ALL_POSTS}'"), sa.exists().where(tracked.name == topic)),
     ]
-    statement = (
-        sa.select(sa.cast(sa.func.extract("epoch", trends.bucket), sa.BigInteger), *sums)
-        .where(
-            trends.topic == topic,
-            trends.grain == sa.bindparam("grain", type_=sa.SmallInteger),
-            trends.bucket >= sa.bindparam("start_time", type_=sa.TIMESTAMP(timezone=True)),
-            trends.bucket < sa.bindparam("end_time", type_=sa.TIMESTAMP(timezone=True)),
-            # The driver puts the values in, so the planner drops what is constant here.
-            sa.or_(platform == sa.text("''"), trends.platform == platform),
-            sa.or_(language == sa.text("''"), trends.language == language),
-            sa.or_(topic == sa.text(f"'{ALL_POSTS}'"), sa.exists().where(tracked.name == topic)),
+    bucket_s = sa.cast(sa.func.extract("epoch", trends.bucket), sa.BigInteger)
+    if whole:
+        statement = sa.select(bucket_s, *(trends[name] for name in COUNTS)).where(
+            *asked, trends.posts > sa.text("0")
         )
-        .group_by(trends.bucket)
-        .having(sa.func.sum(trends.posts) > sa.text("0"))
-        .order_by(trends.bucket)
-        .limit(sa.bindparam("limit", type_=sa.Integer))
-    )
-    return str(statement.compile(dialect=psycopg2.dialect()))  # type: ignore[no-untyped-call]
+    else:
+        sums = (sa.cast(sa.func.sum(trends[name]), sa.BigInteger) for name in COUNTS)
+        statement = (
+            sa.select(bucket_s, *sums)
+            .where(
+                *asked,
+                # The driver puts the values in, so the planner drops what is constant here.
+                sa.or_(platform == sa.text("''"), trends.platform == platform),
+                sa.or_(language == sa.text("''"), trends.language == language),
+            )
+            .group_by(trends.bucket)
+            .having(sa.func.sum(trends.posts) > sa.text("0"))
+        )
+    limited = statement.order_by(trends.bucket).limit(sa.bindparam("limit", type_=sa.Integer))
+    return str(limited.compile(dialect=psycopg2.dialect()))  # type: ignore[no-untyped-call]
 
 
-_TREND: Final = _trend_statement()
+_TREND: Final = _trend_statement(whole=False)
+_WHOLE_TREND: Final = _trend_statement(whole=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,8 @@ class Queries:
             "language": query.filter.language,
             "limit": self.max_points + 1,
         }
-        rows = self._read(lambda connection: connection.exec_driver_sql(_TREND, parameters).all())
+        statement = _TREND if query.filter.platform or query.filter.language else _WHOLE_TREND
+        rows = self._read(lambda connection: connection.exec_driver_sql(statement, parameters).all())
         if len(rows) > self.max_points:
             raise TooManyPoints
         if not rows:

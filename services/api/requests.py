@@ -51,7 +51,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class TrendQuery:
-    """Buckets that overlap the interval: the first is whole even where the interval begins inside it."""
+    """The buckets from one start to another: those that overlap the interval that was asked for.
+
+    So all who ask within one bucket for "the day up to now" ask the same.
+    """
 
     filter: Filter
     grain: Grain
@@ -95,7 +98,8 @@ def trend_query(request: api.QueryTrendsRequest | api.StreamTrendsRequest, *, de
     grain = _grain(request.grain, default, violations)
     if violations:
         errors.refuse(errors.INVALID_REQUEST, violations)
-    return TrendQuery(replace(found, start_time=floor(found.start_time, grain)), grain)
+    whole = replace(found, start_time=floor(found.start_time, grain), end_time=ceiling(found.end_time, grain))
+    return TrendQuery(whole, grain)
 
 
 def post_query(request: api.ListPostsRequest) -> PostQuery:
@@ -192,6 +196,12 @@ def new_topic(request: api.CreateTopicRequest) -> NewTopic:
 def floor(time: datetime, grain: Grain) -> datetime:
     """The start of the bucket that `time` is in."""
     return time - (time - _EPOCH) % WIDTH[grain]
+
+
+def ceiling(time: datetime, grain: Grain) -> datetime:
+    """The first start of a bucket that is not before `time`; `time` where no later one can be named."""
+    start = floor(time, grain)
+    return time if start == time or start > END - WIDTH[grain] else start + WIDTH[grain]
 
 
 _TOPIC_RULE: Final = (

@@ -17,6 +17,7 @@ from services.api import errors, live, requests
 from services.api.errors import ApiError
 from services.api.live import Live
 from services.api.queries import Point, Queries, TooManyPoints, UnknownTopic, add_points
+from services.api.recent import Recent
 from services.api.requests import TrendQuery
 from shared.errors import InvalidMessage
 from shared.heartbeat import ServiceReport
@@ -30,22 +31,22 @@ CHUNK_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True)
 class Servicer(api_pb2_grpc.CrowdtoneServiceServicer):
-    """reports: the processes that reported lately; raises redis.RedisError."""
+    """recent: answers of QueryTrends. reports: the processes that reported lately; raises RedisError."""
 
     queries: Queries
+    recent: Recent[TrendQuery, bytes]
     live: Live
     media: MediaStore
     reports: Callable[[], list[ServiceReport]]
     stream_interval_s: float
     stream_refresh_s: float
 
-    def QueryTrends(
+    def QueryTrends(  # type: ignore[override]  # the guard sends bytes as they are
         self, request: api.QueryTrendsRequest, context: grpc.ServicerContext
-    ) -> api.QueryTrendsResponse:
-        points = self._look(requests.trend_query(request, default=Grain.HOUR))
-        answer = api.QueryTrendsResponse()
-        add_points(answer, points)
-        return answer
+    ) -> bytes:
+        """A QueryTrendsResponse, serialized: many get the same one."""
+        query = requests.trend_query(request, default=Grain.HOUR)
+        return self.recent.get(query, lambda: self._trend(query))
 
     def StreamTrends(
         self, request: api.StreamTrendsRequest, context: grpc.ServicerContext
@@ -135,6 +136,7 @@ class Servicer(api_pb2_grpc.CrowdtoneServiceServicer):
                 f"there is a topic {wanted.name!r} already",
                 metadata={"topic": wanted.name},
             )
+        self.recent.clear()
         return api.CreateTopicResponse(topic=topic)
 
     def DeleteTopic(
@@ -143,6 +145,7 @@ class Servicer(api_pb2_grpc.CrowdtoneServiceServicer):
         name = requests.topic_name(request)
         if not self.queries.delete_topic(name):
             _no_topic(name)
+        self.recent.clear()
         return api.DeleteTopicResponse()
 
     def ListAlerts(
@@ -167,6 +170,11 @@ class Servicer(api_pb2_grpc.CrowdtoneServiceServicer):
                 "Redis, where the services report, does not answer; the services may be well",
             ) from None
         return api.ListServicesResponse(services=[_status(report) for report in reports])
+
+    def _trend(self, query: TrendQuery) -> bytes:
+        answer = api.QueryTrendsResponse()
+        add_points(answer, self._look(query))
+        return answer.SerializeToString()
 
     def _look(self, query: TrendQuery) -> list[Point]:
         try:

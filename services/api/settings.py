@@ -25,6 +25,12 @@ class ApiSettings(Settings):
     )
     query_timeout_s: float = Field(5.0, gt=0, description="longest a statement may run in Postgres")
     max_points: int = Field(20_000, ge=1, description="points of a trend in one answer")
+    trend_max_age_ms: int = Field(
+        250, ge=0, le=60_000, description="a trend asked for again is read again after this; 0: always"
+    )
+    trend_kept_bytes: int = Field(
+        64 * 1024 * 1024, ge=0, description="answers kept for that; beyond it the oldest go at once"
+    )
     max_page_bytes: int = Field(
         2 * 1024 * 1024, ge=1, description="a page of posts ends where its text is more"
     )

@@ -54,6 +54,8 @@ def _show(report: Report) -> None:
             console.print(f"and {len(report.differences) - SHOWN:,} rows more (--json lists up to 1,000)")
     if report.unlisted_posts:
         console.print(f"{report.unlisted_posts:,} posts are not listed in post_days with their event time")
+    if report.wrong_totals:
+        console.print(f"{report.wrong_totals:,} rows of trend_totals are not the sums of their trends")
     verdict = "the trends are exactly what the posts say" if report.holds else "THE TRENDS ARE WRONG"
     console.print(f"{report.posts:,} posts against {report.trends:,} trend rows: {verdict}")
 
@@ -74,6 +76,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "posts": report.posts,
         "trends": report.trends,
         "unlisted_posts": report.unlisted_posts,
+        "wrong_totals": report.wrong_totals,
         "differences": [
             {
                 **difference.key._asdict(),

@@ -41,11 +41,18 @@ _DIFFERENCES: Final = sa.text(
     + " OR ".join(f"trends.{name} IS DISTINCT FROM recount.{name}" for name in Counts._fields)
     + f" ORDER BY {', '.join(Key._fields)} LIMIT :most"
 )
-_TOTALS: Final = sa.text("""
+_TOTALS: Final = sa.text(
+    """
     SELECT (SELECT count(*) FROM posts) AS posts, (SELECT count(*) FROM trends) AS trends,
         (SELECT count(*) FROM posts LEFT JOIN post_days USING (post_id, event_time)
-         WHERE post_days.post_id IS NULL) AS unlisted_posts
-""")
+         WHERE post_days.post_id IS NULL) AS unlisted_posts,
+        (SELECT count(*) FROM (SELECT topic, grain, bucket, """
+    + ", ".join(f"sum({name}) AS {name}" for name in Counts._fields)
+    + """ FROM trends GROUP BY topic, grain, bucket) AS summed
+         FULL JOIN trend_totals AS totals USING (topic, grain, bucket) WHERE """
+    + " OR ".join(f"coalesce(totals.{name}, 0) <> coalesce(summed.{name}, 0)" for name in Counts._fields)
+    + ") AS wrong_totals"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +69,18 @@ class Report:
     """What was compared, and what differs.
 
     unlisted_posts: posts whose id is not listed with their time, so that the same id might be there twice.
+    wrong_totals: rows of `trend_totals` that are not the sums of their rows of `trends`.
     """
 
     posts: int
     trends: int
     unlisted_posts: int
+    wrong_totals: int
     differences: tuple[Difference, ...]
 
     @property
     def holds(self) -> bool:
-        return not self.differences and not self.unlisted_posts
+        return not (self.differences or self.unlisted_posts or self.wrong_totals)
 
 
 def verify(engine: sa.Engine, *, most: int = 1_000) -> Report:
@@ -83,7 +92,13 @@ def verify(engine: sa.Engine, *, most: int = 1_000) -> Report:
     with snapshot.begin() as connection:
         totals = connection.execute(_TOTALS).one()
         rows = connection.execute(_DIFFERENCES, {"most": most}).all()
-    return Report(totals.posts, totals.trends, totals.unlisted_posts, tuple(_difference(row) for row in rows))
+    return Report(
+        totals.posts,
+        totals.trends,
+        totals.unlisted_posts,
+        totals.wrong_totals,
+        tuple(_difference(row) for row in rows),
+    )
 
 
 def _difference(row: sa.Row[tuple[object, ...]]) -> Difference:

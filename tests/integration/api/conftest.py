@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from protos.crowdtone.v1 import api_pb2_grpc
 from services.api.live import Live
 from services.api.queries import Queries, ping
+from services.api.recent import Recent
 from services.api.server import Readiness, build
 from services.api.servicer import Servicer
 from services.api.settings import ApiSettings
@@ -202,7 +203,12 @@ def serve(
     **settings: Any,
 ) -> Iterator[Served]:
     """The server as `__main__` builds it, on a free port of loopback."""
-    defaults: dict[str, Any] = {"address": "127.0.0.1:0", "threads": 8, "ready_interval_s": 0.05}
+    defaults: dict[str, Any] = {
+        "address": "127.0.0.1:0",
+        "threads": 8,
+        "ready_interval_s": 0.05,
+        "trend_max_age_ms": 0,  # a test that writes a row wants to see it
+    }
     chosen = ApiSettings(**(defaults | settings))
     connect = partial(db.engine, postgres, autocommit=True, statement_timeout_s=chosen.query_timeout_s)
     engine, probe = connect(pool_size=chosen.threads), connect(pool_size=1)
@@ -212,6 +218,7 @@ def serve(
     )
     servicer = Servicer(
         queries=Queries(engine, chosen.max_points, chosen.max_page_bytes),
+        recent=Recent(max_age_s=chosen.trend_max_age_ms / 1000, max_size=chosen.trend_kept_bytes, size=len),
         live=live,
         media=MediaStore(MediaSettings(url=media_dir.as_uri())),
         reports=reports,

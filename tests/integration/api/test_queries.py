@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -115,6 +116,40 @@ def test_a_bucket_whose_posts_were_all_taken_back_is_no_point(api: Any, rows: An
     rows.post("a:2", MIDNIGHT, of=("tea",))
     rows.retract("a:1")
     assert [point[0] for point in trend(api, topic="tea")] == [MIDNIGHT]
+
+
+def test_a_trend_asked_for_again_may_be_as_old_as_the_setting_says_and_no_older(
+    serving: Any, rows: Any
+) -> None:
+    rows.topic("tea")
+    rows.post("a:1", NOON, of=("tea",))
+
+    def posts(served: Any, **fields: Any) -> int:
+        (point,) = trend(served.stub, topic="tea", **fields)
+        return int(point[1])
+
+    with serving(trend_max_age_ms=60_000) as kept, serving(trend_max_age_ms=1) as anew:
+        assert posts(kept) == posts(kept, end_time=MIDNIGHT) == posts(anew) == 1
+        rows.post("a:2", NOON, of=("tea",))
+        # The same buckets, whatever moment within the last of them is named as the end.
+        assert posts(kept) == posts(kept, end_time=MIDNIGHT - timedelta(minutes=59)) == 1
+        assert posts(kept, start_time=NOON) == 2
+        time.sleep(0.002)
+        assert posts(anew) == 2
+
+
+def test_who_creates_or_deletes_a_topic_sees_that_at_once(serving: Any, rows: Any) -> None:
+    rows.topic("tea")
+    rows.post("a:1", NOON, of=("tea",))
+    with serving(trend_max_age_ms=60_000) as served:
+        assert len(trend(served.stub, topic="tea")) == 1
+        served.stub.DeleteTopic(pb.DeleteTopicRequest(name="tea"))
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as caught:
+                trend(served.stub, topic="tea")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        rows.topic("tea")  # by another process: a refusal is not kept
+        assert len(trend(served.stub, topic="tea")) == 1
 
 
 @pytest.mark.usefixtures("mixed")

@@ -191,17 +191,17 @@ def test_a_bug_ends_one_call_and_tells_nothing(
 
 def test_a_missing_table_is_a_bug_of_ours_and_says_no_sql(serving: Any, rows: Any) -> None:
     with rows.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE trends"))
+        connection.execute(sa.text("DROP TABLE trend_totals"))
     with serving() as served:
         refusal = refused(served.stub.QueryTrends, trends(topic="*"))
     assert refusal.code is grpc.StatusCode.INTERNAL
-    assert "trends" not in refusal.message
+    assert "trend_totals" not in refusal.message
     assert "SELECT" not in refusal.message
 
 
 def test_a_slow_query_is_cut_off_by_the_server(serving: Any, rows: Any) -> None:
     with rows.engine.begin() as connection, serving(query_timeout_s=0.3) as served:
-        connection.execute(sa.text("LOCK TABLE trends IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(sa.text("LOCK TABLE trend_totals IN ACCESS EXCLUSIVE MODE"))
         began = time.monotonic()
         refusal = refused(served.stub.QueryTrends, trends(topic="*"), timeout=20)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TOO_LATE")
@@ -213,7 +213,7 @@ def test_a_call_that_waited_past_its_deadline_costs_no_query(serving: Any, rows:
     with serving(threads=1, max_streams=1, query_timeout_s=20) as served:
         request = trends(topic="*")
         with rows.engine.begin() as connection:
-            connection.execute(sa.text("LOCK TABLE trends IN ACCESS EXCLUSIVE MODE"))
+            connection.execute(sa.text("LOCK TABLE trend_totals IN ACCESS EXCLUSIVE MODE"))
             # The pool has two threads, one of them for a stream; two slow calls hold both.
             slow = [served.stub.QueryTrends.future(request, timeout=30) for _ in range(2)]
             time.sleep(0.3)
@@ -231,7 +231,7 @@ def test_a_call_that_waited_past_its_deadline_costs_no_query(serving: Any, rows:
 def test_more_calls_than_may_wait_are_refused_at_once(serving: Any, rows: Any) -> None:
     with serving(threads=1, max_streams=1, max_waiting_calls=1, query_timeout_s=20) as served:
         with rows.engine.begin() as connection:
-            connection.execute(sa.text("LOCK TABLE trends IN ACCESS EXCLUSIVE MODE"))
+            connection.execute(sa.text("LOCK TABLE trend_totals IN ACCESS EXCLUSIVE MODE"))
             calls = [served.stub.QueryTrends.future(trends(topic="*"), timeout=30) for _ in range(8)]
             time.sleep(1.0)
         codes = [call.code() for call in calls]

@@ -61,6 +61,7 @@ def test_what_is_right_holds(engine: sa.Engine) -> None:
         "posts": 40,
         "trends": 2 * (40 + 4 + 1),
         "unlisted_posts": 0,
+        "wrong_totals": 0,
         "differences": [],
     }
 
@@ -77,6 +78,9 @@ def test_what_is_right_holds(engine: sa.Engine) -> None:
         ("UPDATE posts SET topics = '{}' WHERE post_id = 'test:0'", 3),
         ("UPDATE posts SET event_time = event_time + interval '1 minute' WHERE post_id = 'test:1'", 4),
         ("DELETE FROM post_days WHERE post_id = 'test:3'", 0),
+        ("UPDATE trend_totals SET posts = posts + 1 WHERE topic = 'lumio' AND grain = 3", 0),
+        ("DELETE FROM trend_totals WHERE topic = '*' AND grain = 3", 0),
+        ("INSERT INTO trend_totals VALUES ('ghost', 1, '2026-06-13 12:00+00', 1, 0, 0, 0, 1, 0)", 0),
     ],
 )
 def test_what_was_tampered_with_is_found(engine: sa.Engine, tampering: str, differences: int) -> None:
@@ -90,6 +94,24 @@ def test_what_was_tampered_with_is_found(engine: sa.Engine, tampering: str, diff
     code, output = run()
     assert code == 1
     assert "THE TRENDS ARE WRONG" in output
+
+
+def test_the_totals_follow_whatever_is_done_to_the_trends(engine: sa.Engine) -> None:
+    for statement in (
+        "UPDATE trends SET posts = posts + 2, score_micro = -score_micro WHERE topic = 'lumio'",
+        "UPDATE trends SET platform = 'other', bucket = bucket + interval '1 day' WHERE grain = 2",
+        "INSERT INTO trends SELECT 'new', grain, bucket, platform, language, 1, 0, 1, 0, 0, 7 FROM trends "
+        "ON CONFLICT DO NOTHING",
+        "INSERT INTO trends SELECT * FROM trends WHERE topic = '*' ON CONFLICT "
+        "(topic, grain, bucket, platform, language) DO UPDATE SET posts = trends.posts + excluded.posts",
+        "DELETE FROM trends WHERE topic = '*' AND grain = 1",
+    ):
+        with engine.begin() as connection:
+            assert connection.execute(sa.text(statement)).rowcount > 0
+        assert verify(engine).wrong_totals == 0
+    with engine.begin() as connection:
+        connection.execute(sa.text("TRUNCATE trends"))
+        assert connection.scalar(sa.text("SELECT count(*) FROM trend_totals")) == 0
 
 
 def test_it_reads_one_snapshot_and_writes_nothing(engine: sa.Engine) -> None:

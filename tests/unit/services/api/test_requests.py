@@ -149,6 +149,27 @@ def test_the_bucket_an_interval_begins_in_is_asked_for_whole(width: Grain, start
     assert timedelta(0) <= requests.END - requests.floor(requests.END, width) < requests.WIDTH[width]
 
 
+@given(
+    st.sampled_from(Grain),
+    st.one_of(
+        st.datetimes(timezones=st.just(UTC)),
+        st.sampled_from([requests.BEGINNING, requests.END, NOON, NOON + timedelta(microseconds=1)]),
+    ),
+)
+def test_an_interval_ends_with_a_bucket_and_has_the_same_buckets(width: Grain, time: datetime) -> None:
+    end = requests.ceiling(time, width)
+    before = {bucket for bucket in buckets_around(time, width) if bucket < time}
+    assert before == {bucket for bucket in buckets_around(time, width) if bucket < end}
+    assert end in (requests.floor(end, width), requests.END, time)
+    assert requests.ceiling(end, width) == end
+
+
+def buckets_around(time: datetime, width: Grain) -> list[datetime]:
+    first = requests.floor(time, width)
+    last = requests.END - requests.WIDTH[width]
+    return [first, *([first + requests.WIDTH[width]] if first <= last else [])]
+
+
 def test_keywords_are_trimmed_and_each_is_kept_once() -> None:
     wanted = requests.new_topic(topic(display_name=" ", keywords=["Tea", " TEA ", "green\t tea", "🫖"]))
     assert wanted == requests.NewTopic("tea", "tea", ("Tea", "green tea", "🫖"))
