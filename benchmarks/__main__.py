@@ -20,6 +20,7 @@ VERBS: Final = (
     Entry("sink", "benchmarks.sink:sink", MEASURE, "Verdicts committed to a real Postgres, with trends."),
     Entry("peers", "benchmarks.peers:peers", MEASURE, "The text encoder beside others with the same model."),
     Entry("api", "benchmarks.api:api", MEASURE, "Trend queries over 90 days; requests/s of one API process."),
+    Entry("scaling", "benchmarks.scaling:command", MEASURE, "What a rate takes, from measured figures."),
     Entry("backlog", "benchmarks.backlog:command", MEASURE, "Memory while a service works off a full topic."),
     Entry("compare", "benchmarks.compare:compare", MEASURE, "Fusion strategies and heads on labelled sets."),
 )
