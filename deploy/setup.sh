@@ -92,6 +92,7 @@ if [ "$(cat $stamp 2>/dev/null)" != "$state" ]; then
   say "compiling what commands and services import"
   env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c '
 import alembic.command, faust
+faust.App  # faust loads the rest of itself when it is first asked for something
 from importlib import import_module
 from pathlib import Path
 from services import cli

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CHECKED_S: Final = 2.0
 """How long an answer of the dependencies is good for: many may ask."""
 
+STDERR: Final = 2
+
 Check = Callable[[], None]
 """Raises what it likes when a dependency does not answer; returns within a few seconds."""
 
@@ -56,7 +58,8 @@ class Health:
         self._turned_s = self._clock()
         self._turns += 1
         if self._watchdog:
-            faulthandler.dump_traceback_later(self._stall_s, exit=True)
+            # By number: sys.stderr may have been replaced by something that is no file.
+            faulthandler.dump_traceback_later(self._stall_s, exit=True, file=STDERR)
 
     def ended(self) -> None:
         """The loop has ended, for whatever reason: nothing is watched any more."""

@@ -406,13 +406,15 @@ def test_media_at_addresses_is_fetched_where_told_to_and_never_stops_the_feed(in
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         here = f"127.0.0.1:{server.server_port}"
         media = [f"http://{here}/a.webp", "http://127.0.0.1/b.png", "http://nowhere.invalid/c.mp3"]
         feed = ingest.file(b"".join(line(f"{name}{n}", media=media) for n in range(3) for name in "ab"))
-        unfetched = ingest("jsonl", ingest.file(line("unfetched", media=media)))
-        counts = ingest("jsonl", feed, "--fetch", CROWDTONE_FETCH_ALLOW_HOSTS=json.dumps([here]))
-        server.shutdown()
+        try:
+            unfetched = ingest("jsonl", ingest.file(line("unfetched", media=media)))
+            counts = ingest("jsonl", feed, "--fetch", CROWDTONE_FETCH_ALLOW_HOSTS=json.dumps([here]))
+        finally:
+            server.shutdown()
     assert (unfetched["produced"], unfetched["media_missing"]) == (1, 3)
     assert (counts["produced"], counts["media_stored"], counts["media_missing"]) == (6, 6, 12)
     posts = ingest.posts()
