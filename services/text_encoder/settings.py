@@ -12,8 +12,8 @@ class TextEncoderSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="CROWDTONE_TEXT_ENCODER_")
 
     max_poll_records: int = Field(
-        0, ge=0, description="posts of one step at most; 0: 500 on a CPU, 4,000 on a GPU"
+        0, ge=0, description="posts of one step at most; 0: 128 on a CPU, 4,000 on a GPU"
     )
 
     def posts_of_poll(self, device: str) -> int:
-        return self.max_poll_records or (4_000 if device == "cuda" else 500)
+        return self.max_poll_records or (4_000 if device == "cuda" else 128)
