@@ -18,7 +18,7 @@ from deploy.local import fork, supervisor
 from deploy.local import stack as local_stack
 from deploy.local.process import tail
 from deploy.local.state import Failed
-from shared.settings import local_dir
+from shared.settings import WorkerSettings, local_dir
 
 CROWDTONE: Final = (sys.executable, "-m", "services.cli")
 DAEMONS: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts", "dashboard")
@@ -172,7 +172,8 @@ def run(
 
     One that dies is started again after a wait that doubles; one that keeps dying ends the run with the end
     of its log. Logs are in `.local/logs`. To use more cores, start more of the same:
-    `crowdtone run text_encoder=2 fusion`.
+    `crowdtone run text_encoder=2 fusion`. With CROWDTONE_WORKER_METRICS_PORT the first process has its
+    metrics on that port, and each other one on the next.
     """
     try:
         modules = modules_of(services)
@@ -182,8 +183,12 @@ def run(
     fork.preload(f"{module}.__main__" for module in dict.fromkeys(modules.values()))
     if stack is not None and stack.wait() != 0:
         raise typer.Exit(1)
+    first_port = WorkerSettings().metrics_port
     programs = [
-        supervisor.Program(name, partial(fork.fork, name, module)) for name, module in modules.items()
+        supervisor.Program(
+            name, partial(fork.fork, name, module, environment=metrics_port(first_port, number))
+        )
+        for number, (name, module) in enumerate(modules.items())
     ]
     show = _shower(list(modules))
     raise typer.Exit(supervisor.run(programs, local_dir() / "logs", show=show, drain_s=drain_s))
@@ -209,6 +214,11 @@ def modules_of(words: list[str]) -> dict[str, str]:
             for instance in range(1, int(count or 1) + 1):
                 modules[each if instance == 1 else f"{each}.{instance}"] = f"services.{each}"
     return modules
+
+
+def metrics_port(first: int, number: int) -> dict[str, str]:
+    """The environment of the number-th process, from 0: no two want one port; {} where first is 0."""
+    return {"CROWDTONE_WORKER_METRICS_PORT": str(first + number)} if first else {}
 
 
 def _shower(names: list[str]) -> supervisor.Show:

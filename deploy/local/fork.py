@@ -16,8 +16,9 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn
 
 from deploy.local.process import Process, identify_child
@@ -44,10 +45,13 @@ def preload(modules: Iterable[str]) -> None:
     gc.freeze()
 
 
-def fork(name: str, module: str, log: Path) -> Process:
+def fork(
+    name: str, module: str, log: Path, *, environment: Mapping[str, str] = MappingProxyType({})
+) -> Process:
     """What `python -m module` would do, in a fork of this process; like `spawn(..., dies_with_us=True)`.
 
     name: what the process is called in `ps` and `top`, up to 15 characters of it.
+    environment: variables that it gets besides ours.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -58,6 +62,7 @@ def fork(name: str, module: str, log: Path) -> Process:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     pid = os.fork()
     if pid == 0:
+        os.environ.update(environment)
         _become(name, module, log, parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return identify_child(pid)

@@ -19,7 +19,9 @@ folder, module, *imported = sys.argv[1:]
 sys.path.insert(0, folder)
 fork.preload(imported)
 print(len(os.listdir("/proc/self/task")), "OPENBLAS_NUM_THREADS" in os.environ, flush=True)
-child = fork.fork("a_name_of_more_than_15", module, Path(folder) / "log")
+log = Path(folder) / "log"
+child = fork.fork("a_name_of_more_than_15", module, log, environment={"OF_THE_CHILD": "its own"})
+assert "OF_THE_CHILD" not in os.environ
 print(os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]))
 """
 
@@ -60,14 +62,14 @@ def test_a_child_is_a_process_of_its_own(tmp_path: Path) -> None:
 import os, signal, sys
 print(__name__, sys.stdin.read() == "", os.getsid(0) == os.getpid())
 print(open("/proc/self/comm").read().strip(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
-print("to stderr", file=sys.stderr)
+print("to stderr", os.environ["OF_THE_CHILD"], file=sys.stderr)
 """
     said, log = _fork(tmp_path, code)
     assert said[-1] == "0"
     assert sorted(log.splitlines()) == [
         "__main__ True True",
         "a_name_of_more_ True",
-        "to stderr",
+        "to stderr its own",
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.local.cli import DAEMONS, modules_of
+from deploy.local.cli import DAEMONS, metrics_port, modules_of
 
 
 def test_all_is_every_daemon() -> None:
@@ -34,3 +34,9 @@ def test_a_number_means_so_many_processes_of_it() -> None:
 def test_what_means_nothing_is_refused(words: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         modules_of(words)
+
+
+def test_each_process_has_its_metrics_on_a_port_of_its_own() -> None:
+    ports = [metrics_port(9_100, number)["CROWDTONE_WORKER_METRICS_PORT"] for number in range(3)]
+    assert ports == ["9100", "9101", "9102"]
+    assert metrics_port(0, 1) == {}
