@@ -314,9 +314,7 @@ class E5(nn.Module):
 
         On a GPU T is rounded up to a multiple of WIDTH_STEP: few shapes, so that kernels are chosen once.
         """
-        width = max(map(len, rows))
-        if self.device.type == "cuda":
-            width = padded_width(width, self.max_tokens)
+        width = self.row_width(max(map(len, rows)))
         both = np.zeros((2, len(rows), width), np.int64)
         ids, mask = both
         ids[:] = self._pad_id
@@ -328,6 +326,10 @@ class E5(nn.Module):
             # Pinned, the copy needs no waiting; in one piece, it is one copy.
             tensor = tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor[0], tensor[1]
+
+    def row_width(self, longest: int) -> int:
+        """Tokens that each row of a batch takes whose longest has so many."""
+        return padded_width(longest, self.max_tokens) if self.device.type == "cuda" else longest
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T, D) states of the tokens; those of padding mean nothing."""

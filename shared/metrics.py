@@ -12,6 +12,15 @@ INGEST_FETCHES = Counter(
 )
 ABSENT = Counter("crowdtone_absent_total", "Declared modalities that could not be encoded.", ["service"])
 CACHED = Counter("crowdtone_embeddings_cached_total", "Posts answered from the cache.", ["service"])
+BATCH_BUDGET = Counter(
+    "crowdtone_batch_budget_total",
+    "What the batches of a model could hold: tokens, pictures or frames of 10 ms.",
+    ["service"],
+)
+BATCH_FILLED = Counter("crowdtone_batch_filled_total", "What they held of it, padding counted.", ["service"])
+BATCH_PADDING = Counter(
+    "crowdtone_batch_padding_total", "How much of what they held was padding.", ["service"]
+)
 STEP_SECONDS = Histogram(
     "crowdtone_step_seconds",
     "One turn of the loop: from the records read to their offsets committed.",
@@ -33,6 +42,13 @@ API_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 API_STREAMS = Gauge("crowdtone_api_streams", "Live streams being served.")
+
+
+def batched(service: str, *, budget: int, filled: int, padding: int) -> None:
+    """Count batches that a model is given, in the unit of its budget."""
+    BATCH_BUDGET.labels(service).inc(budget)
+    BATCH_FILLED.labels(service).inc(filled)
+    BATCH_PADDING.labels(service).inc(padding)
 
 
 def serve(port: int) -> None:

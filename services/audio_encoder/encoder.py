@@ -16,7 +16,8 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps
 from services.audio_encoder import prosody, sounds
 from services.audio_encoder.settings import AudioEncoderSettings
 from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
-from services.audio_encoder.whisper import NAME, Heard, Whisper, padded_frames
+from services.audio_encoder.whisper import HOP_SAMPLES, NAME, Heard, Whisper, padded_frames
+from shared import metrics
 from shared.decoding import Decoders
 from shared.device import choose_device, state_digest
 from shared.e5 import E5
@@ -124,9 +125,18 @@ class AudioEncoder:
 
     def forward(self, clips: Sequence[Clip | Exception]) -> list[Heard | Exception]:
         """What was heard per clip, in order."""
-        return in_batches(self._listen, clips, self.batches(clips))
+        batches = self._batches(clips)
+        waveforms = [clip.waveform for clip in clips if not isinstance(clip, Exception)]
+        filled = sum(map(padded_frames, waveforms))
+        metrics.batched(
+            "audio_encoder",
+            budget=len(batches) * self._max_batch_frames,
+            filled=filled,
+            padding=filled - sum(-(-waveform.size // HOP_SAMPLES) for waveform in waveforms),
+        )
+        return in_batches(self._listen, clips, batches)
 
-    def batches(self, clips: Sequence[Clip | Exception]) -> list[list[int]]:
+    def _batches(self, clips: Sequence[Clip | Exception]) -> list[list[int]]:
         """Indices of the clips in batches of one padded length, up to the budget of frames."""
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, clip in enumerate(clips):

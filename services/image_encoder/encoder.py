@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from services.image_encoder import efficientnet
 from services.image_encoder.settings import ImageEncoderSettings
+from shared import metrics
 from shared.decoding import Decoders
 from shared.device import choose_device, copied, state_digest
 from shared.encoding import Input, ahead, answer
@@ -132,6 +133,7 @@ class ImageEncoder:
         """(D,) float32 per picture, in order. All pictures have one size, so a pixel budget is a count."""
         good = [i for i, picture in enumerate(pictures) if not isinstance(picture, Exception)]
         batches = [good[start : start + self.batch] for start in range(0, len(good), self.batch)]
+        metrics.batched("image_encoder", budget=len(batches) * self.batch, filled=len(good), padding=0)
         return ahead(self._start, pictures, batches)
 
     def finish(

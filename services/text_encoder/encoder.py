@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shared import metrics
 from shared.device import choose_device
 from shared.e5 import E5, Reading, token_batches
 from shared.encoding import Input, ahead, answer, halving
@@ -62,7 +63,15 @@ class TextEncoder:
     def forward(self, rows: Sequence[Reading | Exception]) -> list[Floats | Exception]:
         """(D,) float32 per row, in order. A batch holds rows of similar length, up to the token budget."""
         lengths = [0 if isinstance(row, Exception) else len(row.ids) for row in rows]
-        return ahead(self._start, rows, token_batches(lengths, self._max_batch_tokens))
+        batches = token_batches(lengths, self._max_batch_tokens)
+        filled = sum(len(batch) * self._e5.row_width(lengths[batch[-1]]) for batch in batches)
+        metrics.batched(
+            "text_encoder",
+            budget=len(batches) * self._max_batch_tokens,
+            filled=filled,
+            padding=filled - sum(lengths),
+        )
+        return ahead(self._start, rows, batches)
 
     def finish(self, vectors: Sequence[Floats | Exception]) -> list[Mapping[Modality, Answer]]:
         return [{Modality.TEXT: answer(vector)} for vector in vectors]

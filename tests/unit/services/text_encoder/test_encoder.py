@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from services.text_encoder.encoder import TextEncoder
 from shared.e5 import E5
@@ -62,3 +63,13 @@ def test_bad_texts_are_absent_and_their_neighbours_are_scored(encoder: TextEncod
 
 def test_no_posts_no_answers(encoder: TextEncoder) -> None:
     assert encoder.encode([]) == []
+
+
+def test_batches_and_their_padding_are_counted(encoder: TextEncoder) -> None:
+    def counted() -> list[float]:
+        names = [f"crowdtone_batch_{part}_total" for part in ("budget", "filled", "padding")]
+        return [REGISTRY.get_sample_value(name, {"service": "text_encoder"}) or 0.0 for name in names]
+
+    before = counted()
+    encoder.encode([Input("good"), Input(""), Input("yes")])  # 5 and 4 tokens in one batch of up to 64
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [64, 10, 1]
