@@ -5,20 +5,15 @@ On servers of its own, started for the run and removed after it.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
@@ -26,22 +21,18 @@ import typer
 
 from benchmarks import load
 from benchmarks.figures import AsJson, show
+from benchmarks.system import ROOT, Servers, servers
+from benchmarks.usage import MIB, memory_bytes
 from deploy.local import stack
-from deploy.local.postgres import create_database
-from deploy.local.state import load as load_state
-from deploy.local.state import postgres_url
-from deploy.postgres import migrate
 from services.fusion.model import FusionModel
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.fusion.verify import verify
 from shared import codec, db, topics
-from shared.kafka import Group, Sink, create_topics
+from shared.kafka import Group, Sink
 from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Output, Post
-from shared.settings import KafkaSettings, PostgresSettings
+from shared.settings import KafkaSettings
 
-ROOT: Final = Path(__file__).parents[1]
 BATCH_POSTS: Final = 500
-MIB: Final = 1024 * 1024
 
 
 class Service(StrEnum):
@@ -66,39 +57,25 @@ def backlog(service: Service, posts: int, limit_s: float) -> dict[str, object]:
 
     For fusion `embeddings` is filled with random vectors for every answer; for the text encoder `posts`.
     """
-    directory = Path(tempfile.mkdtemp(prefix="crowdtone-backlog-"))
-    directory.chmod(0o755)
-    try:
-        stack.up(directory, [stack.KAFKA, stack.POSTGRES, stack.REDIS], dies_with_us=True)
-        return _run(directory, service, posts, limit_s)
-    finally:
-        stack.down(directory)
-        shutil.rmtree(directory)
+    with servers(stack.KAFKA, stack.POSTGRES, stack.REDIS) as running:
+        return _run(running, service, posts, limit_s)
 
 
-def _run(directory: Path, service: Service, count: int, limit_s: float) -> dict[str, object]:
-    state = load_state(directory)
-    assert state is not None
-    database = f"b{secrets.token_hex(4)}"
-    create_database(state.of("postgres").ports[0], state.postgres_password, database)
-    postgres = PostgresSettings(url=postgres_url(state, database))
-    migrate(postgres.url.get_secret_value())
-    kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{state.of('kafka').ports[0]}")
-    create_topics(kafka)
+def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str, object]:
+    kafka = on.kafka
     topic = topics.EMBEDDINGS if service is Service.fusion else topics.POSTS
     began = time.monotonic()
     with Sink(kafka) as sink:
-        for outputs in _embeddings(count, kafka.partitions) if service is Service.fusion else _posts(count):
-            sink.write(outputs)
+        for some in outputs(service, count, kafka.partitions):
+            sink.write(some)
     filled_s = time.monotonic() - began
-    environment = os.environ | {
-        "CROWDTONE_LOCAL_DIR": str(directory),
-        "CROWDTONE_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-        "CROWDTONE_POSTGRES_URL": postgres.url.get_secret_value(),
-    }
-    with (directory / "service.log").open("wb") as log:
+    with (on.directory / "service.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"services.{service}"], env=environment, cwd=ROOT, stdout=log, stderr=log
+            [sys.executable, "-m", f"services.{service}"],
+            env=on.environment,
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
         )
     try:
         figures = _watch(process, kafka, service, topic.name, limit_s)
@@ -106,7 +83,7 @@ def _run(directory: Path, service: Service, count: int, limit_s: float) -> dict[
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=120)
     if service is Service.fusion:
-        engine = db.engine(postgres)
+        engine = db.engine(on.postgres)
         report = verify(engine)
         engine.dispose()
         figures |= {"posts_stored": report.posts, "verify_holds": report.holds}
@@ -132,7 +109,7 @@ def _watch(
             time.sleep(1)
             if process.poll() is not None:
                 raise RuntimeError(f"{service} ended with {process.returncode}")
-            memory.append(_status(process.pid, "VmRSS"))
+            memory.append(memory_bytes(process.pid, "VmRSS"))
             left = sum(end - at for at, end in group.progress().values())
             now = time.monotonic()
             if working_s is None and left < total:
@@ -145,20 +122,19 @@ def _watch(
         "records_left": left,
         "seconds": round(now - began, 1),
         "seconds_after_start_up": round(now - (working_s or now), 1),
-        "peak_rss_mib": round(_status(process.pid, "VmHWM") / MIB),
+        "peak_rss_mib": round(memory_bytes(process.pid, "VmHWM") / MIB),
         "rss_mib_second_half": f"{min(half) // MIB} to {max(half) // MIB}",
     }
 
 
-def _status(pid: int, field: str) -> int:
-    """Bytes of a field of /proc/PID/status (proc(5))."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} of {pid}")
+def outputs(service: Service, count: int, partitions: int, *, first: int = 0) -> Iterator[list[Output]]:
+    """What a service is to work off, posts `first` to `first + count`: `embeddings` with every answer, or
+    `posts`."""
+    chunks = _chunks(range(first, first + count))
+    return _embeddings(chunks, partitions) if service is Service.fusion else _posts(chunks)
 
 
-def _chunks(count: int) -> Iterator[list[Post]]:
+def _chunks(numbers: range) -> Iterator[list[Post]]:
     """Posts in hundreds, from a few thousand texts over and over: making them must not take the longest."""
     texts = list(load.posts(2_000))
     every = (
@@ -167,18 +143,18 @@ def _chunks(count: int) -> Iterator[list[Post]]:
             post_id=f"bench:{number}",
             event_time=load.START + timedelta(seconds=number),
         )
-        for number in range(count)
+        for number in numbers
     )
     while chunk := list(islice(every, BATCH_POSTS)):
         yield chunk
 
 
-def _posts(count: int) -> Iterator[list[Output]]:
-    for chunk in _chunks(count):
+def _posts(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
+    for chunk in chunks:
         yield [codec.encode_post(post) for post in chunk]
 
 
-def _embeddings(count: int, partitions: int) -> Iterator[list[Output]]:
+def _embeddings(chunks: Iterable[list[Post]], partitions: int) -> Iterator[list[Output]]:
     """Every expected answer, one partition after the other, text before the rest as in life."""
     model = FusionModel.load(SHIPPED_WEIGHTS, "cpu")
     rng = np.random.default_rng(1)
@@ -186,8 +162,8 @@ def _embeddings(count: int, partitions: int) -> Iterator[list[Output]]:
         modality: rng.normal(size=(BATCH_POSTS, dimension)).astype(np.float16)
         for modality, dimension in model.dimensions.items()
     }
-    for number, chunk in enumerate(_chunks(count)):
-        outputs = []
+    for number, chunk in enumerate(chunks):
+        written = []
         for modality, dimension in model.dimensions.items():
             some = [post for post in chunk if modality in post.expected]
             entries = tuple(
@@ -195,7 +171,7 @@ def _embeddings(count: int, partitions: int) -> Iterator[list[Output]]:
                 for post, vector in zip(some, drawn[modality], strict=False)
             )
             batch = EmbeddingBatch(modality, model.encoders.get(modality, ""), dimension, entries)
-            outputs.append(
+            written.append(
                 codec.encode_embeddings(
                     batch,
                     partition=number % partitions,
@@ -204,4 +180,4 @@ def _embeddings(count: int, partitions: int) -> Iterator[list[Output]]:
                     time=load.START,
                 )
             )
-        yield outputs
+        yield written

@@ -7,12 +7,11 @@ process, on inputs that are ready for it: tokenised and packed over the whole lo
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,17 +20,16 @@ from typing import Annotated, Final
 import numpy as np
 import torch
 import typer
-from redis import Redis
+from prometheus_client import generate_latest
 from tokenizers import Tokenizer
 
 from benchmarks import load
 from benchmarks.figures import AsJson, Device, OnDevice, Rounds, in_turn_by, show
-from benchmarks.usage import Usage
+from benchmarks.system import servers
+from benchmarks.usage import Usage, batches, shares
 from deploy.local import stack
-from deploy.local.state import load as load_state
 from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
-from services.audio_encoder.whisper import HOP_SAMPLES, padded_frames
 from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import TextEncoder
@@ -39,12 +37,12 @@ from services.text_encoder.settings import TextEncoderSettings
 from shared import e5_weights, heartbeat
 from shared.canary import Canary
 from shared.device import choose_device
-from shared.e5 import E5, Bert, BertConfig, padded_width, token_batches
+from shared.e5 import E5, Bert, BertConfig, token_batches
 from shared.embedding_cache import EmbeddingCache
 from shared.encoding import Encoder, Input, encode_step
 from shared.media import MediaStore
 from shared.messages import Modality, Post, Record, Step
-from shared.settings import MediaSettings, ModelSettings, RedisSettings, TextModelSettings
+from shared.settings import MediaSettings, ModelSettings, TextModelSettings
 
 CACHE_TTL_S: Final = 3600
 # A clip costs a second of CPU, a picture a fifteenth: so many posts take about a minute a round on two cores.
@@ -66,14 +64,11 @@ class Shape(StrEnum):
 class Subject:
     """An encoder to measure.
 
-    bare: makes the bare model loop over these inputs. filled: of the batches that the service makes of these
-    inputs, how full they are of their budget and which share of them is padding.
-    poll: posts that one step is given at most.
+    bare: makes the bare model loop over these inputs. poll: posts that one step is given at most.
     """
 
     encoder: Encoder
     bare: Callable[[Sequence[Input]], Callable[[], object]]
-    filled: Callable[[Sequence[Sequence[Input]]], tuple[float, float]]
     poll: int
 
 
@@ -98,7 +93,7 @@ def encode(
     """An encoder's step, from record bytes to embedding bytes, over the bare model loop."""
     slot = Modality[modality.upper()]
     model = ModelSettings(device=choose_device(device))
-    subject = _SUBJECTS[modality](model, shape)
+    subject = SUBJECTS[modality](model, shape)
     with ExitStack() as kept:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="crowdtone-bench-")))
         media = MediaStore(MediaSettings(url=folder.as_uri()))
@@ -108,9 +103,10 @@ def encode(
         every = load.reposted(every, repost_share)
         records = load.records(every)
         polls = [records[start : start + subject.poll] for start in range(0, len(records), subject.poll)]
-        inputs = [_input(slot, media, post) for post in every]
+        inputs = [input_of(slot, media, post) for post in every]
         batch_s: list[float] = []
-        plain = _through(_step(subject.encoder, media, None), polls, len(every), batch_s)
+        filled: Counter[str] = Counter()
+        plain = _through(_step(subject.encoder, media, None), polls, len(every), batch_s, filled)
         figures: dict[str, object] = {
             "modality": modality.value,
             "shape": shape.value,
@@ -119,9 +115,9 @@ def encode(
             "posts": len(every),
         }
         if repost_share:
-            redis = kept.enter_context(_redis())
+            redis = kept.enter_context(heartbeat.connect(kept.enter_context(servers(stack.REDIS)).redis))
             cache = EmbeddingCache(redis, subject.encoder, ttl_s=CACHE_TTL_S)
-            caching = _through(_step(subject.encoder, media, cache), polls, len(every), [])
+            caching = _through(_step(subject.encoder, media, cache), polls, len(every), [], Counter())
 
             def with_cache() -> None:
                 redis.flushdb()  # what is known at the start of a round is known to nobody in life
@@ -142,16 +138,13 @@ def encode(
             ours = os.getpid()
             with Usage() as usage:
                 alone, service = in_turn_by(rounds, (bare, ours), (plain, ours))
-            starts = range(0, len(inputs), subject.poll)
-            fill, padding = subject.filled([inputs[start : start + subject.poll] for start in starts])
             figures |= {
                 "posts_per_s": round(len(every) / service.wall_s, 1),
                 "posts_per_cpu_s": round(len(every) / service.cpu_s, 1),
                 "bare_loop_posts_per_s": round(len(every) / alone.wall_s, 1),
                 "ratio_to_bare_loop": round(alone.wall_s / service.wall_s, 3),
                 "cpu_ratio_to_bare_loop": round(alone.cpu_s / service.cpu_s, 3),
-                "batch_fill": round(fill, 3),
-                "padding_share": round(padding, 3),
+                **shares(filled),
                 **usage.figures(),
             }
         counted = batch_s[len(polls) :]  # without the round that warms up
@@ -159,7 +152,7 @@ def encode(
     show("encode", figures, as_json)
 
 
-def _input(slot: Modality, media: MediaStore, post: Post) -> Input:
+def input_of(slot: Modality, media: MediaStore, post: Post) -> Input:
     return Input(post.text, post.language, tuple(media.get(item.sha256) for item in post.media))
 
 
@@ -168,43 +161,41 @@ def _step(encoder: Encoder, media: MediaStore, cache: EmbeddingCache | None) -> 
 
 
 def _through(
-    step: Step, polls: Sequence[Sequence[Record]], posts: int, batch_s: list[float]
+    step: Step,
+    polls: Sequence[Sequence[Record]],
+    posts: int,
+    batch_s: list[float],
+    filled: Counter[str],
 ) -> Callable[[], None]:
-    """All polls through the step; what each took is put to `batch_s`."""
+    """All polls through the step; what each took is put to `batch_s`, what the batches held to `filled`."""
 
     def service() -> None:
         answered = 0
+        before = batches(generate_latest().decode())
         for records in polls:
             began = time.perf_counter()
             answered += step(records, 0.0).posts
             batch_s.append(time.perf_counter() - began)
+        filled.update(batches(generate_latest().decode()) - before)
         if answered != posts:
             raise AssertionError(f"{answered} answers for {posts} posts")
 
     return service
 
 
-@contextmanager
-def _redis() -> Iterator[Redis]:
-    """A Redis of this run's own."""
-    directory = Path(tempfile.mkdtemp(prefix=f"crowdtone-bench-{secrets.token_hex(4)}-"))
-    try:
-        stack.up(directory, [stack.REDIS], dies_with_us=True)
-        state = load_state(directory)
-        assert state is not None
-        url = f"redis://:{state.redis_password}@127.0.0.1:{state.of('redis').ports[0]}/0"
-        with heartbeat.connect(RedisSettings(url=url)) as client:
-            yield client
-    finally:
-        stack.down(directory)
-        shutil.rmtree(directory)
-
-
 def _text(model: ModelSettings, shape: Shape) -> Subject:
     text = TextModelSettings()
     dtype = torch.float16 if model.device == "cuda" else torch.float32
     if shape is Shape.default:
-        e5 = E5.load(cache_dir=model.cache_dir, device=model.device, dtype=dtype, max_tokens=text.max_tokens)
+        e5 = E5.load(
+            text.model,
+            cache_dir=model.cache_dir,
+            device=model.device,
+            dtype=dtype,
+            max_tokens=text.max_tokens,
+            prefix=text.prefix,
+            adapter=text.adapter,
+        )
     else:
         e5 = roberta_base(model, text.max_tokens).to(model.device, dtype).eval()
     budget = text.token_budget(model.device)
@@ -224,21 +215,7 @@ def _text(model: ModelSettings, shape: Shape) -> Subject:
 
         return loop
 
-    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
-        tokens = padded = room = 0
-        for poll in polls:
-            lengths = [len(row) for row in e5.tokenize([item.text for item in poll])]
-            for batch in token_batches(lengths, budget):
-                of_batch = [lengths[i] for i in batch]
-                tokens += sum(of_batch)
-                width = max(of_batch)
-                if model.device == "cuda":
-                    width = padded_width(width, text.max_tokens)
-                padded += width * len(batch)
-                room += budget
-        return padded / room, 1 - tokens / padded
-
-    return Subject(encoder, bare, filled, TextEncoderSettings().posts_of_poll(model.device))
+    return Subject(encoder, bare, TextEncoderSettings().posts_of_poll(model.device))
 
 
 def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
@@ -280,11 +257,7 @@ def _image(model: ModelSettings, shape: Shape) -> Subject:
         pictures = encoder.prepare(inputs)
         return lambda: encoder.forward(pictures)
 
-    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
-        batches = [-(-sum(len(item.media) for item in poll) // encoder.batch) for poll in polls]
-        return sum(map(len, polls)) / (encoder.batch * sum(batches)), 0.0
-
-    return Subject(encoder, bare, filled, settings.max_poll_records)
+    return Subject(encoder, bare, settings.max_poll_records)
 
 
 def _audio(model: ModelSettings, shape: Shape) -> Subject:
@@ -295,18 +268,7 @@ def _audio(model: ModelSettings, shape: Shape) -> Subject:
         clips = encoder.prepare(inputs)
         return lambda: encoder.forward(clips)
 
-    def filled(polls: Sequence[Sequence[Input]]) -> tuple[float, float]:
-        frames = padded = budget = 0
-        for poll in polls:
-            clips = [clip for clip in encoder.prepare(poll) if not isinstance(clip, Exception)]
-            for batch in encoder.batches(clips):
-                length = padded_frames(clips[batch[0]].waveform)
-                frames += sum(-(-clips[i].waveform.size // HOP_SAMPLES) for i in batch)
-                padded += length * len(batch)
-                budget += settings.max_batch_frames
-        return padded / budget, 1 - frames / padded
-
-    return Subject(encoder, bare, filled, settings.max_poll_records)
+    return Subject(encoder, bare, settings.max_poll_records)
 
 
-_SUBJECTS: Final = {Kind.text: _text, Kind.image: _image, Kind.audio: _audio}
+SUBJECTS: Final = {Kind.text: _text, Kind.image: _image, Kind.audio: _audio}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,11 +17,8 @@ import typer
 
 from benchmarks import load
 from benchmarks.figures import AsJson, Posts, show
+from benchmarks.system import servers
 from deploy.local import stack
-from deploy.local.postgres import create_database
-from deploy.local.state import load as load_state
-from deploy.local.state import postgres_url
-from deploy.postgres import migrate
 from services.fusion.model import EMOTIONS
 from services.fusion.revision import Scored
 from services.fusion.store import PostgresStore
@@ -43,24 +37,12 @@ def sink(
     as_json: AsJson = False,
 ) -> None:
     """Write verdicts as fusion does: post, trends and ledger in one transaction a batch, then verify."""
-    directory = Path(tempfile.mkdtemp(prefix="crowdtone-sink-"))
-    directory.chmod(0o755)  # Postgres runs as another user
-    try:
-        stack.up(directory, [stack.POSTGRES], dies_with_us=True)
-        figures = _run(directory, posts, batch, per_s)
-    finally:
-        stack.down(directory)
-        shutil.rmtree(directory)
+    with servers(stack.POSTGRES) as running:
+        figures = _run(running.postgres, posts, batch, per_s)
     show("sink", figures, as_json)
 
 
-def _run(directory: Path, posts: int, batch: int, per_s: float) -> dict[str, object]:
-    state = load_state(directory)
-    assert state is not None
-    database = f"b{secrets.token_hex(4)}"
-    create_database(state.of("postgres").ports[0], state.postgres_password, database)
-    postgres = PostgresSettings(url=postgres_url(state, database))
-    migrate(postgres.url.get_secret_value())
+def _run(postgres: PostgresSettings, posts: int, batch: int, per_s: float) -> dict[str, object]:
     engine = db.engine(postgres)
     try:
         store = PostgresStore(engine, group="bench", retry_s=10)

@@ -1,4 +1,4 @@
-"""What a piece of work used of the machine: processor, memory, and the GPU where there is one."""
+"""What a piece of work used of the machine: processor, memory, batches, and the GPU where there is one."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ import shutil
 import subprocess
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.figures import cpu_s
 
-MIB = 1024 * 1024
+MIB: Final = 1024 * 1024
+_BUDGET, _FILLED, _PADDING = (f"crowdtone_batch_{part}_total" for part in ("budget", "filled", "padding"))
 
 
-class Usage:
-    """Measures from `with` to its end: this process with its children, and the whole GPU."""
+class Gpu:
+    """Looks at the GPU five times a second from `with` to its end; at nothing where there is none."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
-        self._gpu: list[tuple[float, float]] = []
+        self._seen: list[tuple[float, float]] = []
         self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        self._began, self._cpu_began = time.perf_counter(), cpu_s(os.getpid())
         if shutil.which("nvidia-smi"):
             self._sampler.start()
         return self
@@ -33,25 +37,16 @@ class Usage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._seconds = time.perf_counter() - self._began
-        self._cpu_used_s = cpu_s(os.getpid()) - self._cpu_began
         self._over.set()
         if self._sampler.is_alive():
             self._sampler.join()
 
     def figures(self) -> dict[str, object]:
-        """cpu_cores_used: mean; below the machine's where something else ran on it too.
-
-        peak_rss_mib: of this process since it began, its loading included. gpu_*: None without a GPU.
-        """
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        """None without a GPU."""
+        seen = self._seen
         return {
-            "cpu_cores_used": round(self._cpu_used_s / self._seconds, 2),
-            "peak_rss_mib": round(peak_kib * 1024 / MIB),
-            "gpu_busy_share": round(sum(busy for busy, _ in self._gpu) / len(self._gpu), 3)
-            if self._gpu
-            else None,
-            "gpu_memory_mib": round(max(memory for _, memory in self._gpu)) if self._gpu else None,
+            "gpu_busy_share": round(sum(busy for busy, _ in seen) / len(seen), 3) if seen else None,
+            "gpu_memory_mib": round(max(memory for _, memory in seen)) if seen else None,
         }
 
     def _sample(self) -> None:
@@ -59,4 +54,62 @@ class Usage:
         while not self._over.wait(0.2):
             line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
             busy, memory = map(float, line.split(","))
-            self._gpu.append((busy / 100, memory))
+            self._seen.append((busy / 100, memory))
+
+
+class Usage:
+    """Measures from `with` to its end: this process with its children, and the whole GPU."""
+
+    def __init__(self) -> None:
+        self._gpu = Gpu()
+
+    def __enter__(self) -> Self:
+        self._began, self._cpu_began = time.perf_counter(), cpu_s(os.getpid())
+        self._gpu.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._seconds = time.perf_counter() - self._began
+        self._cpu_used_s = cpu_s(os.getpid()) - self._cpu_began
+        self._gpu.__exit__(kind, error, at)
+
+    def figures(self) -> dict[str, object]:
+        """cpu_cores_used: mean; below the machine's where something else ran on it too.
+
+        peak_rss_mib: of this process since it began, its loading included.
+        """
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            "cpu_cores_used": round(self._cpu_used_s / self._seconds, 2),
+            "peak_rss_mib": round(peak_kib * 1024 / MIB),
+            **self._gpu.figures(),
+        }
+
+
+def memory_bytes(pid: int, field: str) -> int:
+    """A field of /proc/PID/status (proc(5)): VmRSS what a process has in memory, VmHWM the most it had."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} of {pid}")
+
+
+def batches(metrics: str) -> Counter[str]:
+    """What a process has counted of the batches of its model, out of the text of its /metrics."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name in (_BUDGET, _FILLED, _PADDING):
+                found[sample.name] += int(sample.value)
+    return found
+
+
+def shares(counted: Counter[str]) -> dict[str, float | None]:
+    """How full batches were of their budget, and which share of what they held was padding."""
+    budget, filled = counted[_BUDGET], counted[_FILLED]
+    return {
+        "batch_fill": round(filled / budget, 3) if budget else None,
+        "padding_share": round(counted[_PADDING] / filled, 3) if filled else None,
+    }
