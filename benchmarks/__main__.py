@@ -17,11 +17,13 @@ MEASURE: Final = "Measure"
 VERBS: Final = (
     Entry("encode", "benchmarks.encode:encode", MEASURE, "An encoder's step over the bare model loop."),
     Entry("join", "benchmarks.join:join", MEASURE, "Fusion's step on one core, to rows ready for Postgres."),
+    Entry("e2e", "benchmarks.e2e:e2e", MEASURE, "Kafka to Postgres by all services: posts/s, latency."),
     Entry("sink", "benchmarks.sink:sink", MEASURE, "Verdicts committed to a real Postgres, with trends."),
     Entry("peers", "benchmarks.peers:peers", MEASURE, "The text encoder beside others with the same model."),
     Entry("api", "benchmarks.api:api", MEASURE, "Trend queries over 90 days; requests/s of one API process."),
     Entry("scaling", "benchmarks.scaling:command", MEASURE, "What a rate takes, from measured figures."),
     Entry("backlog", "benchmarks.backlog:command", MEASURE, "Memory while a service works off a full topic."),
+    Entry("growth", "benchmarks.growth:command", MEASURE, "Cost of a post: long backlogs, more processes."),
     Entry("compare", "benchmarks.compare:compare", MEASURE, "Fusion strategies and heads on labelled sets."),
 )
 

@@ -1,0 +1,63 @@
+"""A benchmark's servers and services are real, its own, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from typer.testing import CliRunner
+
+from benchmarks import growth, load
+from benchmarks.__main__ import app
+from benchmarks.backlog import Service
+from benchmarks.system import servers
+from deploy.local import stack
+from shared import db, heartbeat
+from tests.faults import models
+
+
+def test_servers_are_there_for_a_with_and_gone_after_it() -> None:
+    with servers(stack.POSTGRES, stack.REDIS) as on:
+        with heartbeat.connect(on.redis) as client:
+            assert client.ping()
+        engine = db.engine(on.postgres)
+        with engine.connect() as connection:
+            assert connection.execute(sa.text("SELECT count(*) FROM posts")).scalar_one() == 0
+        engine.dispose()
+        processes = [Path(f"/proc/{on.pid(name)}") for name in ("postgres", "redis")]
+        assert all(process.exists() for process in processes)
+    assert not on.directory.exists()
+    assert not any(process.exists() for process in processes)
+
+
+def test_posts_go_from_kafka_to_postgres_and_each_figure_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = models.write_text_model(
+        tmp_path / "text", [*{word: None for post in load.posts(200) for word in post.text.split()}]
+    )
+    models.write_fusion_model(tmp_path / "fusion", version)
+    monkeypatch.setenv("CROWDTONE_TEXT_MODEL", str(tmp_path / "text"))
+    monkeypatch.setenv("CROWDTONE_TEXT_ADAPTER", "none")
+    monkeypatch.setenv("CROWDTONE_FUSION_MODEL", str(tmp_path / "fusion"))
+    options = ["--text-only", "--posts", "60", "--per-s", "50", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, ["e2e", *options], catch_exceptions=False)
+    figures = json.loads(result.output.splitlines()[-1])
+    assert figures["verify_holds"] is True
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"] <= figures["latency_p99_ms"]
+    assert 0 < figures["latency_to_classified_p50_ms"] < figures["latency_p50_ms"]
+    assert 0 < figures["posts_per_s"] < 60
+    assert 0 < figures["text_encoder_batch_fill"] <= 1
+    assert 0 <= figures["text_encoder_padding_share"] < 1
+    for name in ("text_encoder", "fusion"):
+        assert figures[f"{name}_cpu_s"] >= 0
+        assert figures[f"{name}_peak_rss_mib"] > 50
+    assert figures["gpu_busy_share"] is None or 0 <= figures["gpu_busy_share"] <= 1
+
+
+def test_two_processes_share_a_backlog() -> None:
+    took = growth.work_off(Service.fusion, 600, processes=2)
+    assert took.wall_s > 0
+    assert took.cpu_s > 0
