@@ -206,11 +206,11 @@ def _text(model: ModelSettings, shape: Shape) -> Subject:
     def bare(inputs: Sequence[Input]) -> Callable[[], object]:
         rows = e5.tokenize([item.text for item in inputs])
         packed = token_batches([*map(len, rows)], budget)
-        batches = [e5.pad([rows[i] for i in batch]) for batch in packed]
+        batches = [e5.ready([rows[i] for i in batch]) for batch in packed]
 
         def loop() -> None:
             with torch.inference_mode():
-                for vectors in [e5(ids, mask) for ids, mask in batches]:
+                for vectors in [batch() for batch in batches]:
                     vectors.cpu()
 
         return loop
@@ -254,7 +254,7 @@ def _image(model: ModelSettings, shape: Shape) -> Subject:
     encoder = ImageEncoder.load(model, settings)
 
     def bare(inputs: Sequence[Input]) -> Callable[[], object]:
-        pictures = encoder.prepare(inputs)
+        pictures = list(encoder.prepare(inputs))
         return lambda: encoder.forward(pictures)
 
     return Subject(encoder, bare, settings.max_poll_records)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -66,6 +68,19 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
 
 
+Group = tuple[int, int]
+"""So many neighbouring texts that have so many tokens each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Texts one after the other, without padding. ids, positions: (N,) int64 of each token."""
+
+    ids: Tensor
+    positions: Tensor
+    groups: tuple[Group, ...]
+
+
 class BertLayer(nn.Module):
     """Self-attention and feed-forward, each with its residual and norm (post-norm).
 
@@ -85,13 +100,28 @@ class BertLayer(nn.Module):
         self.outer_norm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        batch, tokens, width = states.shape
-        q, k, v = (
-            self.qkv(states).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
+        """(B, T, D) to the same. mask: (B, 1, 1, T), False where a text has no token; None: all have T."""
+        return self._onward(states, self._attended(self.qkv(states), mask))
+
+    def packed(self, states: Tensor, groups: Sequence[Group]) -> Tensor:
+        """(N, D) states of the tokens of all texts, one after the other, to the same. groups: `Packed`."""
+        parts = torch.split(self.qkv(states), [texts * tokens for texts, tokens in groups])
+        attended = [
+            self._attended(part.view(*group, -1), None).flatten(0, 1)
+            for part, group in zip(parts, groups, strict=True)
+        ]
+        return self._onward(states, torch.cat(attended))
+
+    def _attended(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, 3 D) queries, keys and values to (B, T, D)."""
+        batch, tokens, width = qkv.shape
+        q, k, v = qkv.view(batch, tokens, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
         attention_p = self.dropout_p if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=attention_p)
-        mixed = self.attention_out(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return mixed.transpose(1, 2).reshape(batch, tokens, width // 3)
+
+    def _onward(self, states: Tensor, mixed: Tensor) -> Tensor:
+        mixed = self.attention_out(mixed)
         states = self.attention_norm(states + functional.dropout(mixed, self.dropout_p, self.training))
         mixed = self.outer(functional.gelu(self.inner(states)))
         return cast(
@@ -121,6 +151,15 @@ class Bert(nn.Module):
         mask = None if full else attention_mask[:, None, None, :].bool()
         for layer in self.layers:
             states = layer(states, mask)
+        return states
+
+    def packed(self, packed: Packed) -> Tensor:
+        """(N, D) states of the tokens of texts that are not padded."""
+        places = self.position.weight[packed.positions]
+        states = self.norm(self.word(packed.ids) + places + self.kind.weight[0])
+        states = functional.dropout(states, self.dropout_p, self.training)
+        for layer in self.layers:
+            states = cast(BertLayer, layer).packed(states, packed.groups)
         return states
 
     def embedded(self, input_ids: Tensor) -> Tensor:
@@ -212,6 +251,7 @@ class E5(nn.Module):
         self._prefix = prefix
         # Tokens of the frame (prefix, start, end): a text with no more than these says nothing.
         self._frame_tokens = len(tokenize([prefix], max_tokens)[0])
+        self._compiled = False
 
     @classmethod
     def load(
@@ -285,7 +325,7 @@ class E5(nn.Module):
 
         On a GPU the next batches can be made and handed over meanwhile; on the CPU all is done here.
         """
-        deep = self(*self.pad([reading.ids for reading in readings]))
+        deep = self.ready([reading.ids for reading in readings])()
         told = np.stack([reading.told for reading in readings])
         wait = copied(deep)
 
@@ -294,10 +334,32 @@ class E5(nn.Module):
 
         return vectors
 
+    def ready(self, rows: Sequence[Sequence[int]]) -> Callable[[], Tensor]:
+        """What computes the (B, D) unit vectors of the rows: all that it needs is made, and on the device.
+
+        On the CPU a BERT of our own is given the rows without padding: it would be 7 % of the tokens of a
+        service's batches. On a GPU the many shapes cost more than padding.
+        """
+        if self.packs:
+            return partial(self._of_packed, pack(rows))
+        return partial(self, *self.pad(rows))
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are computed without padding."""
+        return isinstance(self.network, Bert) and self.device.type == "cpu" and not self._compiled
+
+    def _of_packed(self, packed: Packed) -> Tensor:
+        states = cast(Bert, self.network).packed(packed).float()
+        parts = torch.split(states, [texts * tokens for texts, tokens in packed.groups])
+        means = [part.view(*group, -1).mean(1) for part, group in zip(parts, packed.groups, strict=True)]
+        return functional.normalize(torch.cat(means), dim=1)
+
     def compile_for(self, max_batch_tokens: int) -> None:
         """Compile the network for any shape, and run it once in the shapes that a service makes, so that none
         is met for the first time in the stream. Minutes, on a GPU."""
         self.network.compile(dynamic=True)
+        self._compiled = True
         for width in {WIDTH_STEP, self.max_tokens // 2, self.max_tokens}:
             for rows in (2, max(2, max_batch_tokens // width)):
                 self.vectors([Reading([self._pad_id] * width, np.zeros(0, np.float32))] * rows)
@@ -328,8 +390,12 @@ class E5(nn.Module):
         return tensor[0], tensor[1]
 
     def row_width(self, longest: int) -> int:
-        """Tokens that each row of a batch takes whose longest has so many."""
+        """Tokens that each row of a padded batch takes whose longest has so many."""
         return padded_width(longest, self.max_tokens) if self.device.type == "cuda" else longest
+
+    def taken(self, lengths: Sequence[int]) -> int:
+        """Tokens that are computed for a batch of rows of these lengths, padding counted."""
+        return sum(lengths) if self.packs else len(lengths) * self.row_width(max(lengths))
 
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T, D) states of the tokens; those of padding mean nothing."""
@@ -357,6 +423,16 @@ class E5(nn.Module):
         for batch in token_batches(lengths, max_batch_tokens):
             vectors[batch] = self.vectors([readings[i] for i in batch])
         return vectors, np.array(lengths) > 0
+
+
+def pack(rows: Sequence[Sequence[int]]) -> Packed:
+    """The rows one after the other, on the CPU; sorted by length they make the fewest groups."""
+    lengths = [len(row) for row in rows]
+    return Packed(
+        torch.from_numpy(np.concatenate([np.asarray(row, np.int64) for row in rows])),
+        torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        tuple((len(list(same)), length) for length, same in groupby(lengths)),
+    )
 
 
 def padded_width(longest: int, max_tokens: int) -> int:

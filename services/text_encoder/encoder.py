@@ -64,7 +64,7 @@ class TextEncoder:
         """(D,) float32 per row, in order. A batch holds rows of similar length, up to the token budget."""
         lengths = [0 if isinstance(row, Exception) else len(row.ids) for row in rows]
         batches = token_batches(lengths, self._max_batch_tokens)
-        filled = sum(len(batch) * self._e5.row_width(lengths[batch[-1]]) for batch in batches)
+        filled = sum(self._e5.taken([lengths[i] for i in batch]) for batch in batches)
         metrics.batched(
             "text_encoder",
             budget=len(batches) * self._max_batch_tokens,

@@ -89,6 +89,34 @@ def test_a_batch_equals_its_rows_one_by_one(budget: int) -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), present.astype(float), atol=1e-6)
 
 
+def test_rows_without_padding_have_the_vectors_of_padded_ones() -> None:
+    e5 = tiny()
+    rows = [row for row in e5.tokenize([*TEXTS, "evil", "a", "c"]) if row]  # groups of 1, and of 2 at the end
+    with torch.inference_mode():
+        padded, packed = e5(*e5.pad(rows)), e5.ready(rows)()
+    assert e5.packs
+    np.testing.assert_allclose(packed.numpy(), padded.numpy(), atol=1e-6)
+    assert e5.taken([6, 4, 4]) == 14
+
+
+def test_another_network_is_given_padded_rows() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = tiny().network
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            states: torch.Tensor = self.inside(input_ids, attention_mask)
+            return states
+
+    e5 = E5(Wrapped(), tokenize, dimension=16, pad_id=0, prefix="", max_tokens=64, model_version="w@0").eval()
+    rows = [row for row in e5.tokenize(TEXTS) if row]
+    with torch.inference_mode():
+        np.testing.assert_allclose(e5.ready(rows)().numpy(), tiny().ready(rows)().numpy(), atol=1e-6)
+    assert not e5.packs
+    assert e5.taken([6, 4, 4]) == 18
+
+
 def test_what_a_post_cannot_say_is_cut_before_it_is_tokenised() -> None:
     seen: list[int] = []
 
