@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -118,23 +118,44 @@ class ImageEncoder:
     def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
         return self.finish(inputs, self.forward(self.prepare(inputs)))
 
-    def prepare(self, inputs: Sequence[Input]) -> list[Pixels | Tensor | Exception]:
-        """Pixels of every picture of every post, one after another, or why there are none."""
+    def prepare(self, inputs: Sequence[Input]) -> Iterable[Pixels | Tensor | Exception]:
+        """Pixels of every picture of every post, one after another, or why there are none.
+
+        The decoders begin at once with all of them; each is waited for when it is asked for.
+        """
         contents = [content for item in inputs for content in item.media]
         if self._decode_on_device is None:
-            return list(self._decoders.map(self._pixels, contents))
+            return self._decoders.map(self._pixels, contents)
         decoded = self._decode_on_device(contents)
         rest = self._decoders.map(
             self._pixels, [content for content, own in zip(contents, decoded, strict=True) if own is None]
         )
         return [next(rest) if own is None else own for own in decoded]
 
-    def forward(self, pictures: Sequence[Pixels | Tensor | Exception]) -> list[Floats | Exception]:
-        """(D,) float32 per picture, in order. All pictures have one size, so a pixel budget is a count."""
-        good = [i for i, picture in enumerate(pictures) if not isinstance(picture, Exception)]
-        batches = [good[start : start + self.batch] for start in range(0, len(good), self.batch)]
-        metrics.batched("image_encoder", budget=len(batches) * self.batch, filled=len(good), padding=0)
-        return ahead(self._start, pictures, batches)
+    def forward(self, pictures: Iterable[Pixels | Tensor | Exception]) -> list[Floats | Exception]:
+        """(D,) float32 per picture, in order. All pictures have one size, so a pixel budget is a count.
+
+        A batch goes to the model as soon as its pictures are decoded, while the next are being decoded.
+        """
+        seen: list[Pixels | Tensor | Exception] = []
+
+        def counted(batch: list[int]) -> list[int]:
+            metrics.batched("image_encoder", budget=self.batch, filled=len(batch), padding=0)
+            return batch
+
+        def batches() -> Iterator[list[int]]:
+            batch: list[int] = []
+            for picture in pictures:
+                seen.append(picture)
+                if not isinstance(picture, Exception):
+                    batch.append(len(seen) - 1)
+                if len(batch) == self.batch:
+                    yield counted(batch)
+                    batch = []
+            if batch:
+                yield counted(batch)
+
+        return ahead(self._start, seen, batches())
 
     def finish(
         self, inputs: Sequence[Input], vectors: Sequence[Floats | Exception]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from services.image_encoder.efficientnet import EfficientNetLite0
-from services.image_encoder.encoder import ImageEncoder, ImageModel
+from services.image_encoder.encoder import ImageEncoder, ImageModel, Pixels
 from services.image_encoder.pictures import decoder
 from shared.encoding import Input
+from shared.errors import InvalidMessage
 from shared.messages import Modality
 
 
@@ -54,6 +56,26 @@ def test_bad_pictures_are_absent_and_their_neighbours_are_scored(encoder: ImageE
     ]
     vectors = [None if answer.vector is None else answer.vector.tolist() for answer in answers]
     assert vectors == [[255, 0, 0], None, [127.5, 0, 127.5], None, None, [0, 0, 0]]
+
+
+def test_the_model_has_its_first_batch_while_later_pictures_are_decoded() -> None:
+    first_batch = threading.Event()
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        first_batch.set()
+        return mean_colour(pixels)
+
+    def decode(content: bytes) -> Pixels:
+        if content == b"later" and not first_batch.wait(60):
+            raise InvalidMessage("the model waits for us")
+        return np.zeros((8, 8, 3), np.uint8)
+
+    model = ImageModel(network, "colours@1", 3, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    encoder = ImageEncoder(model, decode, device="cpu", max_batch_pixels=2 * 64, decoders=1)
+    answers = encoder.encode(
+        [Input(media=(content,)) for content in (b"", b"", b"later", b"later", b"later")]
+    )
+    assert [answer[Modality.IMAGE].absent_reason for answer in answers] == [""] * 5
 
 
 def test_a_batch_equals_its_rows_one_by_one() -> None:
