@@ -40,7 +40,7 @@ command -v setpriv >/dev/null || needed+=(util-linux)
 [ -x "$VENV/bin/python" ] || python_is_fit || needed+=(python3-venv)
 if [ "$TESTS" = --tests ]; then
   command -v chromium >/dev/null || needed+=(chromium fonts-dejavu-core)
-  compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || needed+=(libfaketime)
+  command -v gcc >/dev/null && [ -e /usr/include/dlfcn.h ] || needed+=(gcc libc6-dev)
 fi
 
 if [ ${#needed[@]} -gt 0 ]; then

@@ -15,7 +15,7 @@ nothing be there twice. Columns:
 Each row is in rows.jsonl of the run's folder as soon as it is there, for a run that is broken off.
 
 Exits 0 when every fault that ran lost and duplicated nothing, 1 when not. What this machine cannot do (mount
-as root, libfaketime) is listed as skipped, with what is missing.
+as root, gcc) is listed as skipped, with what is missing.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ import os
 import random
 import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -29,11 +27,11 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from protos.crowdtone.v1 import api_pb2
 from shared.kafka import Group
 from shared.settings import KafkaSettings
+from tests.faults.clock import WallClock
 from tests.faults.feed import Feed
 from tests.faults.system import System, wait_until
 
 OFFSET_COMMIT: Final = 8  # api key of the Kafka protocol
-FAKETIME: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 COMMITTED: Final = b"COMMIT\0"
 REPLAYED: Final = 200
 """Records; each of `embeddings` is of up to some hundred posts."""
@@ -271,45 +269,32 @@ def _left(folder: Path) -> int:
 
 
 @contextmanager
-def fake_clock(system: System) -> Iterator[None]:
-    """The services again, with a wall clock that a file rules (libfaketime); the monotonic one stays true."""
-    if not FAKETIME:
-        raise CannotInject("libfaketime is not installed: apt-get install libfaketime")
-    offset = system.directory / "clock"
-    _set_clock(offset, 0)
-    faked = {
-        "LD_PRELOAD": str(FAKETIME[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(offset),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    sleeps = [sys.executable, "-c", "import time; time.sleep(0.01)"]
-    if subprocess.run(sleeps, env=os.environ | faked, capture_output=True, check=False).returncode:
-        # 0.9.10 with a Python that sleeps by clock_nanosleep(2): OSError 22, whatever the offset.
-        raise CannotInject("under this libfaketime Python cannot sleep where the monotonic clock stays true")
+def own_clock(system: System) -> Iterator[None]:
+    """The services again, and every ingest, with a wall clock of their own; the monotonic one stays true."""
+    try:
+        clock = WallClock(system.directory)
+    except FileNotFoundError as missing:
+        raise CannotInject("there is no gcc: apt-get install gcc libc6-dev") from missing
     system.stop_services()
     with ExitStack() as undo:
-        system.run_services(**faked)
+        system.run_services(**clock.env)
 
         def back() -> None:
             system.stop_services()
             system.run_services()
 
         undo.callback(back)
+        fusion = system.pid("fusion")
+        assert fusion is not None
+        assert clock.rules(fusion), "what the services are forked from has another clock"
+        system.clock = clock
         yield
-
-
-def _set_clock(file: Path, seconds: int) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(f"{seconds:+d}\n")
-    new.replace(file)
 
 
 def jump(scene: Scene) -> None:
     """All services' wall clocks jump: by up to six hours off the true time, either way, or back to it."""
-    _set_clock(
-        scene.system.directory / "clock", scene.random.choice([0, 1, -1]) * scene.random.randint(1, 21_600)
-    )
+    assert scene.system.clock is not None
+    scene.system.clock.set(scene.random.choice([0, 1, -1]) * scene.random.randint(1, 21_600))
 
 
 def replay(scene: Scene) -> None:
@@ -408,5 +393,5 @@ FAULTS: Final = (
     ),
     Fault("zombie", "SIGSTOP beyond max.poll.interval", pause, around=second_members),
     Fault("replay", "records again and out of order; fusion from offset 0", replay),
-    Fault("clock", "the services' clock jumps by up to 6 h", jump, around=fake_clock),
+    Fault("clock", "the services' clock jumps by up to 6 h", jump, around=own_clock),
 )

@@ -26,6 +26,7 @@ from deploy.local import stack as local_stack
 from deploy.local.process import is_alive, send, wait_gone
 from deploy.local.state import choose_ports, load, postgres_url
 from tests.faults import models
+from tests.faults.clock import WallClock
 from tests.faults.feed import TOPICS, WORDS, Feed, Plan, write_media
 from tests.faults.proxy import Proxy
 from tests.stack import Pipeline, services
@@ -33,6 +34,8 @@ from tests.stack import Pipeline, services
 SERVICES: Final = ("text_encoder", "image_encoder", "audio_encoder", "fusion", "api", "alerts", "dashboard")
 SERVERS: Final = ("kafka", "postgres", "redis")
 MEDIA_STORE_BYTES: Final = 48 * 1024 * 1024
+SERVER_START_S: Final = 300.0
+"""A killed Kafka reads its partitions over again, for 90 s and more where the cores have much else to do."""
 
 IMPATIENT: Final = {
     # Posts are closed without what is late, so that what is late has to correct them.
@@ -64,6 +67,7 @@ class System:
         self.store = directory / "media"
         self.proxies: dict[str, Proxy] = {}
         self.store_is_small = False
+        self.clock: WallClock | None = None
         self._wanted = wanted
         self._running = contextlib.ExitStack()
         self._servers = {server.name: server for server in local_stack.SERVERS}
@@ -80,7 +84,7 @@ class System:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._running.close()
+        self._running.__exit__(kind, error, at)  # so that an error in here hides none of theirs
 
     def _start(self) -> None:
         self.directory.chmod(0o755)  # as root, Postgres runs as another user
@@ -98,7 +102,9 @@ class System:
             ],
         )
         self._running.callback(local_stack.down, self.directory)
-        addresses = local_stack.up(self.directory, list(self._servers.values()), dies_with_us=True)
+        addresses = local_stack.up(
+            self.directory, list(self._servers.values()), dies_with_us=True, start_timeout_s=SERVER_START_S
+        )
         local_stack.create_database(self.directory)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("CROWDTONE_")}
         if cache := os.environ.get("CROWDTONE_CACHE_DIR"):
@@ -221,7 +227,9 @@ class System:
 
     def start_server(self, server: str) -> None:
         """Start it again, on its data."""
-        local_stack.up(self.directory, [self._servers[server]], dies_with_us=True)
+        local_stack.up(
+            self.directory, [self._servers[server]], dies_with_us=True, start_timeout_s=SERVER_START_S
+        )
         assert self._port(server) == self.proxies[server].upstream_port, f"{server} came back elsewhere"
         self.proxies[server].accept()
 
