@@ -204,6 +204,18 @@ def test_whatever_a_process_sends_is_an_answer_or_its_end(
         os.close(reading)
 
 
+def test_an_answer_nested_too_deep_is_its_end() -> None:
+    reading, writing = os.pipe()
+    try:
+        head = b"[" * 50_000
+        os.write(writing, struct.pack("<IQ", len(head), 0) + head)
+        os.close(writing)
+        with pytest.raises(EOFError):
+            _reply(reading, 12)
+    finally:
+        os.close(reading)
+
+
 @given(
     st.fixed_dictionaries(
         {},
