@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,10 +29,20 @@ from services.ingest.draft import Parse
 from services.ingest.feeds import record
 from services.ingest.matching import Matcher
 from services.ingest.settings import IngestSettings
-from shared import codec
+from shared import codec, decoding
 from shared.errors import InvalidMessage
 from shared.media import MediaStore
-from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Media, Modality
+from shared.messages import (
+    Answer,
+    EmbeddingBatch,
+    EmbeddingEntry,
+    Label,
+    Media,
+    Modality,
+    ModalityWeight,
+    PostSentiment,
+    Verdict,
+)
 from shared.settings import MediaSettings
 from shared.tables import Grain
 from shared.testing import NOON, post
@@ -100,6 +111,17 @@ def _lines(parse: Parse) -> Target:
     return lines
 
 
+_event_lines = _lines(jetstream.parse)
+
+
+def events(content: bytes) -> None:
+    """Lines of a stream, which also say where to resume."""
+    _event_lines(content)
+    for line in content.split(b"\n"):
+        at_us = jetstream.cursor_us(line)
+        assert at_us is None or at_us > 0
+
+
 def picture(content: bytes) -> None:
     try:
         image = pictures.decode(content, 16, 1_000_000)
@@ -117,6 +139,22 @@ def sound(content: bytes) -> None:
     assert sounds.MIN_SOUND_S * 16_000 <= waveform.size <= 32_000
     assert np.abs(waveform).max() <= 1
     assert waveform.dtype == np.float32
+
+
+def reply(content: bytes) -> None:
+    """What a decoder sends that was taken over is an answer, or the end of its process."""
+    file = os.memfd_create("reply")
+    try:
+        os.pwrite(file, content, 0)
+        with contextlib.suppress(EOFError):
+            answer = decoding._reply(file, 1000)
+            assert isinstance(answer, str) or (answer.dtype.str in decoding.DTYPES and answer.nbytes <= 1000)
+    finally:
+        os.close(file)
+
+
+def _replied(head: bytes, array: bytes) -> bytes:
+    return decoding._REPLY.pack(len(head), len(array)) + head + array
 
 
 def kind(content: bytes) -> None:
@@ -193,6 +231,21 @@ _ENTRIES = (
     EmbeddingEntry(_POST, Answer(np.ones(3, np.float16))),
     EmbeddingEntry(post("test:2"), Answer(None, "an absent reason")),
 )
+_SENTIMENT = PostSentiment(
+    _POST,
+    3,
+    Verdict(
+        Label.POSITIVE,
+        (0.125, 0.25, 0.625),
+        0.5,
+        (ModalityWeight(Modality.TEXT, 0.25), ModalityWeight(Modality.IMAGE, 0.0, "broken")),
+        {"joy": 0.75},
+        "model@1",
+    ),
+    False,
+    NOON,
+    "heard",
+)
 _JETSTREAM = (
     b'{"did":"did:plc:x","time_us":1783175888000000,"kind":"commit","commit":{"operation":"create","collection":'
     b'"app.bsky.feed.post","rkey":"3m","record":{"createdAt":"2026-06-13T09:00:00Z","text":"lumio","langs":["en"],'
@@ -217,12 +270,12 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
             ).value
         ],
     ),
-    "sentiments": (sentiments, [b""]),
+    "sentiments": (sentiments, [b"", codec.encode_sentiment(_SENTIMENT).value]),
     "jsonl": (
         _lines(jsonl.parse),
         [b"\n".join((DEMO / name).read_bytes().splitlines()[:4]) for name in ("feed.jsonl", "broken.jsonl")],
     ),
-    "jetstream": (_lines(jetstream.parse), [_JETSTREAM, _JETSTREAM.replace(b"create", b"delete")]),
+    "jetstream": (events, [_JETSTREAM, _JETSTREAM.replace(b"create", b"delete")]),
     "picture": (
         picture,
         [
@@ -233,6 +286,15 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
     "sound": (
         sound,
         [_wav(), *(path.read_bytes()[:6000] for path in sorted((DEMO / "media" / "voices").iterdir())[:2])],
+    ),
+    "reply": (
+        reply,
+        [
+            _replied(b'{"dtype":"|u1","shape":[2,2]}', b"1234"),
+            _replied(b'{"dtype":"<f4","shape":[1]}', b"1234"),
+            _replied(b'{"reason":"broken"}', b""),
+            _replied(b"[" * 5000, b""),
+        ],
     ),
     "kind": (kind, [_wav()[:64], b"\x00\x00\x00\x18ftypM4A "]),
     "keywords": (keywords, [b"lumio one,#lumio,abc\nthe Lumio One is #lumio", "地铁,é\n地铁".encode()]),
