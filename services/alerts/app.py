@@ -217,8 +217,12 @@ def restored(app: Any) -> int | None:
 
 
 def in_our_words(error: BaseException) -> BaseException:
-    """What ended Faust, as ours: what Kafka's client calls retriable is a broker that is away."""
-    if getattr(error, "retriable", False):
+    """What ended Faust, as ours: what Kafka's client calls retriable is a broker that is away.
+
+    So is one that knows of no broker in charge yet, as while it starts; Faust says that by a bare Exception.
+    """
+    no_controller = type(error) is Exception and str(error).startswith("Controller node")
+    if no_controller or getattr(error, "retriable", False):
         return Unavailable(f"Kafka left Faust alone: {error}")
     return error
 

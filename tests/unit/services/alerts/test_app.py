@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaClient  # type: ignore[import-untyped]
 from aiokafka.errors import IllegalStateError, KafkaConnectionError  # type: ignore[import-untyped]
 
 from protos.crowdtone.v1 import events_pb2
@@ -21,6 +24,25 @@ def sentiment(seconds: int, nanos: int = 0) -> bytes:
     message = events_pb2.PostSentiment(post_id="x:1", topics=["a", "b/c"], label=events_pb2.LABEL_NEUTRAL)
     message.event_time.seconds, message.event_time.nanos = seconds, nanos
     return message.SerializeToString()
+
+
+def _application(datadir: Path) -> Any:
+    def unexpected(error: BaseException) -> None:
+        raise error
+
+    def no_letters(record: Record, reason: str) -> None:
+        raise AssertionError(reason)
+
+    return build(
+        KafkaSettings(),
+        Pending(AlertsSettings(), window_s=3600, baseline_windows=24),
+        partitions=2,
+        keep_windows=10,
+        datadir=datadir,
+        dead_letter=no_letters,
+        failed=unexpected,
+        handled=Handled(),
+    )
 
 
 def test_topics_and_event_time_are_read() -> None:
@@ -64,27 +86,22 @@ def test_a_broker_that_is_away_while_faust_starts_is_no_bug_of_ours() -> None:
     away = in_our_words(KafkaConnectionError("Unable to bootstrap"))
     assert isinstance(away, Unavailable)
     assert "Unable to bootstrap" in str(away)
-    for bug in (IllegalStateError("used after close"), KeyError("topics")):
+    for bug in (Exception("something else"), IllegalStateError("used after close"), KeyError("topics")):
         assert in_our_words(bug) is bug
 
 
+def test_a_broker_that_knows_no_controller_yet_is_no_bug_of_ours(tmp_path: Path) -> None:
+    async def ask() -> None:
+        client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")  # as one that was told of no broker
+        await _application(tmp_path).transport._get_controller_node(None, client)
+
+    with pytest.raises(Exception, match="Controller node not found") as raised:
+        asyncio.run(ask())
+    assert isinstance(in_our_words(raised.value), Unavailable)
+
+
 def test_how_far_the_table_was_read_back_is_told_while_it_is(tmp_path: Path) -> None:
-    def unexpected(error: BaseException) -> None:
-        raise error
-
-    def no_letters(record: Record, reason: str) -> None:
-        raise AssertionError(reason)
-
-    app = build(
-        KafkaSettings(),
-        Pending(AlertsSettings(), window_s=3600, baseline_windows=24),
-        partitions=2,
-        keep_windows=10,
-        datadir=tmp_path,
-        dead_letter=no_letters,
-        failed=unexpected,
-        handled=Handled(),
-    )
+    app = _application(tmp_path)
     recovery = app.tables.recovery
     assert restored(app) is None
     recovery._set_recovery_started()
