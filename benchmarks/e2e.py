@@ -104,6 +104,9 @@ def e2e(
     figures["bare_loops_posts_per_s"] = round(count / sum(bare_s), 1)
     if not per_s:  # offered slowly, they take as long as they are offered
         figures["ratio_to_bare_loop"] = round(sum(bare_s) / figures["seconds"], 3)
+    used_s = [figures[f"{name}_cpu_s"] for name in (*(ENCODERS[kind][0] for kind in kinds), "fusion")]
+    bare_cpu_s = [figures[f"{kind}_bare_loop_cpu_s"] for kind in kinds]
+    figures["cpu_ratio_to_bare_loop"] = round(sum(bare_cpu_s) / sum(used_s), 3)
     show("e2e", figures, as_json)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from typing import Annotated, Final, NamedTuple
 
@@ -66,10 +67,12 @@ def command(
 
 
 def _figures(name: str, posts: int, took: Took) -> dict[str, object]:
-    return {
+    figures: dict[str, object] = {
         f"posts_per_s_{name}": round(posts / took.wall_s, 1),
         f"cpu_us_per_post_{name}": round(took.cpu_s / posts * 1e6),
     }
+    print(figures, file=sys.stderr)  # minutes go by until they are all there
+    return figures
 
 
 def work_off(service: Service, posts: int, *, processes: int) -> Took:

@@ -44,6 +44,8 @@ from shared.settings import MediaSettings, ModelSettings, TextModelSettings
 REQUIREMENTS: Final = Path(__file__).with_name("peer_requirements")
 WORKER: Final = Path(__file__).with_name("peer_worker.py")
 START_S: Final = 1200.0
+# A server that outlived us would take the cores of the next measurement.
+DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "TERM", "--")
 # So many requests at once of so many texts: infinity's batches are never starved.
 CONCURRENT: Final = 8
 REQUEST_TEXTS: Final = 32
@@ -138,7 +140,7 @@ def _worker(kind: str, cache: Path, weights: Path, folder: Path) -> Iterator[Pee
     log = folder / f"{kind}.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [python, WORKER, kind, weights],
+            [*DIES_WITH_US, python, WORKER, kind, weights],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -174,6 +176,7 @@ def _infinity(cache: Path, weights: Path, folder: Path) -> Iterator[Peer]:
         port = probe.getsockname()[1]
     log = folder / "infinity.log"
     command = [
+        *DIES_WITH_US,
         str(python.with_name("infinity_emb")),
         "v2",
         "--model-id",
