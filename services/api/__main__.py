@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
+    # Sockets are read by the thread that serves, not by one of the C core's own that would hand every message
+    # over: 340 us of CPU an empty call instead of 420 (grpcio 1.85).
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     settings, worker_settings = ApiSettings(), WorkerSettings()
     kafka_settings, redis = KafkaSettings(), heartbeat.connect(RedisSettings())
 
@@ -30,7 +34,7 @@ def main() -> None:
         connect = partial(
             db.engine, PostgresSettings(), autocommit=True, statement_timeout_s=settings.query_timeout_s
         )
-        engine = connect(pool_size=settings.threads)
+        engine = connect(pool_size=2 * settings.threads)  # as many again for the streams' looks
         queries = Queries(engine, settings.max_points, settings.max_page_bytes)
         live = Live(
             partial(kafka.Tail, kafka_settings, topics.SENTIMENTS.name), max_streams=settings.max_streams

@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn, TypeAlias, cast
 
 import grpc
@@ -30,22 +31,31 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """token_hashes: SHA-256 of each bearer token let in; with none, everybody is."""
+    """token_hashes: SHA-256 of each bearer token let in; with none, everybody is. streams: their threads."""
 
-    def __init__(self, token_hashes: Sequence[bytes]) -> None:
+    def __init__(self, token_hashes: Sequence[bytes], streams: ThreadPoolExecutor) -> None:
         self._token_hashes = tuple(token_hashes)
+        self._streams = streams
+        self._admitted: dict[str, Handler] = {}  # by method: made once, not for each call
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        handler = continuation(handler_call_details)
         method = handler_call_details.method
+        refusal = self._refusal(handler_call_details.invocation_metadata or ())
+        if refusal is None and method in self._admitted:
+            return self._admitted[method]
+        handler = continuation(handler_call_details)
         if handler is None or method.startswith(OPEN_PREFIX):
             return handler
-        refusal = self._refusal(handler_call_details.invocation_metadata or ())
-        name = method.rpartition("/")[2]
+        guarded = self._handler(handler, method.rpartition("/")[2], refusal)
+        if refusal is None:
+            self._admitted[method] = guarded
+        return guarded
+
+    def _handler(self, handler: Handler, name: str, refusal: ApiError | None) -> Handler:
         if handler.response_streaming:
             make = (
                 grpc.stream_stream_rpc_method_handler
@@ -53,8 +63,10 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the
                 else grpc.unary_stream_rpc_method_handler
             )
             behaviour: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            stream = _guarded_stream(behaviour, name, refusal)
+            stream.experimental_thread_pool = self._streams  # type: ignore[attr-defined]  # grpc looks for it
             return make(
-                _guarded_stream(behaviour, name, refusal),
+                stream,
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )

@@ -84,9 +84,12 @@ def build(settings: ApiSettings, servicer: Servicer, readiness: Readiness) -> tu
     Raises RuntimeError where the address is taken, OSError where a TLS file cannot be read.
     """
     threads = settings.threads + settings.max_streams
+    # Streams hold their threads for hours; the fewer there are for the rest, the less they are in each
+    # other's way. `threads` more, for what is no StreamTrends: pictures must come however many of those run.
+    streams = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="stream")
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=threads, thread_name_prefix="call"),
-        interceptors=[Guard(settings.token_hashes)],
+        ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="call"),
+        interceptors=[Guard(settings.token_hashes, streams)],
         maximum_concurrent_rpcs=threads + settings.max_waiting_calls,
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -16,7 +16,7 @@ from protos.crowdtone.v1 import api_pb2_grpc
 from services.api import errors, live, requests
 from services.api.errors import ApiError
 from services.api.live import Live
-from services.api.queries import Point, Queries, TooManyPoints, UnknownTopic, add_points
+from services.api.queries import Point, Queries, Row, TooManyPoints, UnknownTopic, add_points, serialized
 from services.api.recent import Recent
 from services.api.requests import TrendQuery
 from shared.errors import InvalidMessage
@@ -172,11 +172,12 @@ class Servicer(api_pb2_grpc.CrowdtoneServiceServicer):
         return api.ListServicesResponse(services=[_status(report) for report in reports])
 
     def _trend(self, query: TrendQuery) -> bytes:
-        answer = api.QueryTrendsResponse()
-        add_points(answer, self._look(query))
-        return answer.SerializeToString()
+        return serialized(self._rows(query))
 
     def _look(self, query: TrendQuery) -> list[Point]:
+        return [Point._make(row) for row in self._rows(query)]
+
+    def _rows(self, query: TrendQuery) -> Sequence[Row]:
         try:
             return self.queries.trend(query)
         except UnknownTopic:

@@ -18,7 +18,7 @@ class ApiSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="CROWDTONE_API_", hide_input_in_errors=True)
 
     address: str = Field("127.0.0.1:50051", description="host:port to listen at; port 0 takes a free one")
-    threads: int = Field(16, ge=1, le=256, description="calls answered at once, each with its connection")
+    threads: int = Field(6, ge=1, le=256, description="calls answered at once, streams apart")
     max_streams: int = Field(64, ge=1, le=1024, description="live streams at once, each holding a thread")
     max_waiting_calls: int = Field(
         512, ge=0, description="calls queued for a thread before others are refused"

@@ -211,7 +211,7 @@ def serve(
     }
     chosen = ApiSettings(**(defaults | settings))
     connect = partial(db.engine, postgres, autocommit=True, statement_timeout_s=chosen.query_timeout_s)
-    engine, probe = connect(pool_size=chosen.threads), connect(pool_size=1)
+    engine, probe = connect(pool_size=2 * chosen.threads), connect(pool_size=1)
     live = Live(open_tail, max_streams=chosen.max_streams)
     readiness = Readiness(
         partial(ping, probe), interval_s=chosen.ready_interval_s, timeout_s=chosen.ready_timeout_s

@@ -172,8 +172,11 @@ def test_streams_are_bounded_and_a_cancelled_one_makes_room(serving: Any, rows: 
         first, second = Stream(served.stub, topic="tea"), Stream(served.stub, topic="tea")
         assert first.next() == second.next() == []
         assert Stream(served.stub, topic="tea").end() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        # Queries have a thread of their own whatever the streams do.
+        # Queries and pictures have threads of their own whatever the streams do.
         assert served.stub.ListTopics(pb.ListTopicsRequest(), timeout=10).topics[0].name == "tea"
+        with pytest.raises(grpc.RpcError) as caught:
+            list(served.stub.GetMedia(pb.GetMediaRequest(sha256="0" * 64), timeout=10))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         first.close()
         second.close()
 

@@ -214,7 +214,7 @@ def test_a_call_that_waited_past_its_deadline_costs_no_query(serving: Any, rows:
         request = trends(topic="*")
         with rows.engine.begin() as connection:
             connection.execute(sa.text("LOCK TABLE trend_totals IN ACCESS EXCLUSIVE MODE"))
-            # The pool has two threads, one of them for a stream; two slow calls hold both.
+            # One slow call holds the thread, another waits for it.
             slow = [served.stub.QueryTrends.future(request, timeout=30) for _ in range(2)]
             time.sleep(0.3)
             late = [served.stub.CreateTopic.future(topic(name=f"t{i}"), timeout=0.3) for i in range(3)]
@@ -267,6 +267,7 @@ def test_only_a_known_token_is_let_in(serving: Any) -> None:
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason), given
         for given in ("Bearer old", "bearer new"):
             call(LIST, metadata=[("authorization", given)])
+        assert refused(call, LIST).reason == "TOKEN_MISSING"  # whoever was let in before
         stream = pb.StreamTrendsRequest(filter=pb.TrendFilter(topic="*"))
         assert refused(served.stub.StreamTrends, stream).reason == "TOKEN_MISSING"
         # A probe has no token; a tool that asks what there is needs one.
