@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import grpc
 import grpc.aio
@@ -29,7 +29,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import load
-from benchmarks.figures import AsJson, Posts, show
+from benchmarks.figures import AsJson, Posts, cpu_s, show
 from deploy.local import stack
 from deploy.local.postgres import create_database
 from deploy.local.state import choose_ports, postgres_url
@@ -38,7 +38,7 @@ from deploy.postgres import migrate
 from protos.crowdtone.v1 import api_pb2 as pb
 from shared import db
 from shared.settings import PostgresSettings
-from shared.tables import ALL_POSTS, Grain, topics
+from shared.tables import ALL_POSTS, Grain, topics, trend_totals
 
 ROOT: Final = Path(__file__).parents[1]
 CLIENTS: Final = 50
@@ -60,30 +60,40 @@ def api(
     posts: Posts = 10_000_000,
     seconds: Annotated[float, typer.Option(help="How long 50 clients ask, each time.", min=1)] = 10,
     looks: Annotated[int, typer.Option(help="Queries of each kind, one after the other.", min=100)] = 500,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="A folder for the servers and what they were filled with: the next run finds it."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency of trend queries over 90 days of posts, and requests/s of one API process on one core."""
-    directory = Path(tempfile.mkdtemp(prefix="crowdtone-bench-"))
+    directory = keep or Path(tempfile.mkdtemp(prefix="crowdtone-bench-"))
+    directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)
     try:
         stack.up(directory, [stack.POSTGRES, stack.REDIS], dies_with_us=True)
         figures = _run(directory, posts, seconds, looks)
     finally:
         stack.down(directory)
-        shutil.rmtree(directory)
+        if keep is None:
+            shutil.rmtree(directory)
     show("api", figures, as_json)
 
 
 def _run(directory: Path, posts: int, seconds: float, looks: int) -> dict[str, object]:
     state = load_state(directory)
     assert state is not None
-    database = f"b{secrets.token_hex(4)}"
+    database = f"trends_of_{posts}"
     create_database(state.of("postgres").ports[0], state.postgres_password, database)
     postgres = PostgresSettings(url=postgres_url(state, database))
     migrate(postgres.url.get_secret_value())
     engine = db.engine(postgres)
     began = time.monotonic()
-    filled = fill(engine, posts)
+    if _counted(engine) != posts:
+        fill(engine, posts)
+    filled = _sizes(engine)
+    if _counted(engine) != posts:
+        raise AssertionError(f"the trends count {_counted(engine)} posts of {posts}")
     engine.dispose()
     figures: dict[str, object] = {"posts": posts, **filled, "fill_s": round(time.monotonic() - began, 1)}
     environment = os.environ | {
@@ -112,6 +122,8 @@ def measure(environment: dict[str, str], postgres_pid: int, seconds: float, look
         with served(environment, own) as (address, process):
             figures |= _at_once("", address, process, seconds, boards)
             figures |= _at_once("all_different", address, process, seconds, different)
+            if shutil.which("h2load"):
+                figures |= _h2load(address, process, max(1, round(seconds)))
     finally:
         os.sched_setaffinity(0, before)
     return {"clients": CLIENTS, "api_cores": len(own), "other_cores": len(others), **figures}
@@ -178,14 +190,6 @@ def different(rng: np.random.Generator) -> bytes:
     return request(_topic(rng), Grain.HOUR, start, start + timedelta(hours=24 + int(rng.integers(24))))
 
 
-class Took(NamedTuple):
-    """Seconds of each call; how long all of them took; CPU seconds of the server."""
-
-    calls: list[float]
-    wall_s: float
-    cpu_s: float
-
-
 def _one_by_one(address: str, looks: int) -> dict[str, object]:
     """Latency of the two queries that have a bar, over tracked topics and over all posts."""
     rng = np.random.default_rng(0)
@@ -220,17 +224,18 @@ def _at_once(
 ) -> dict[str, object]:
     """CLIENTS callers, each on a connection of its own, each asking again as soon as it is answered."""
     asyncio.run(_load(address, min(2.0, seconds), draw, 1))
-    cpu = sum(process.cpu_times()[:2])
+    cpu, own_cpu = cpu_s(process.pid), time.process_time()
     began = time.perf_counter()
     taken = asyncio.run(_load(address, seconds, draw, 2))
     wall_s = time.perf_counter() - began
-    cpu_s = sum(process.cpu_times()[:2]) - cpu
+    api_cpu_s = cpu_s(process.pid) - cpu
     suffix = f"_{name}" if name else ""
     return {
         f"requests_per_s{suffix}": round(len(taken) / wall_s),
         **_percentiles(f"requests{suffix}", taken),
-        f"api_cpu_us_per_request{suffix}": round(cpu_s / len(taken) * 1e6),
-        f"api_core_share{suffix}": round(cpu_s / wall_s, 2),
+        f"api_cpu_us_per_request{suffix}": round(api_cpu_s / len(taken) * 1e6),
+        f"api_core_share{suffix}": round(api_cpu_s / wall_s, 2),
+        f"callers_core_share{suffix}": round((time.process_time() - own_cpu) / wall_s, 2),
     }
 
 
@@ -253,6 +258,50 @@ async def _load(address: str, seconds: float, draw: Draw, seed: int) -> list[flo
 
     await asyncio.gather(*(client(number) for number in range(CLIENTS)))
     return taken
+
+
+def _h2load(address: str, process: psutil.Process, seconds: int) -> dict[str, object]:
+    """CLIENTS open dashboards, each asking for its own board again and again, by nghttp2's h2load.
+
+    Callers in Python take most of the core that they share with Postgres; these less than half of it.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with grpc.insecure_channel(address) as channel:
+            call = channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+            for client in range(CLIENTS):
+                asked = boards(np.random.default_rng([2, client]))
+                call(asked, timeout=60)  # h2load would not see a refusal: its HTTP status is 200 too
+                (folder / f"{client}.request").write_bytes(struct.pack(">?I", False, len(asked)) + asked)
+        for duration_s in (2, seconds):  # the first warms up
+            callers = [_h2load_client(address, folder, client, duration_s) for client in range(CLIENTS)]
+            cpu, own_cpu = cpu_s(process.pid), sum(os.times()[:4])
+            began = time.perf_counter()
+            failed = sum(caller.wait(timeout=duration_s + 60) != 0 for caller in callers)
+            wall_s = time.perf_counter() - began
+            if failed:
+                raise RuntimeError(f"{failed} of {CLIENTS} callers ended with an error")
+        api_cpu_s, callers_cpu_s = cpu_s(process.pid) - cpu, sum(os.times()[:4]) - own_cpu
+        # A line a request: when it began, its HTTP status, how many microseconds it took.
+        lines = [line.split() for log in folder.glob("*.log") for line in log.read_text().splitlines()]
+    if any(status != "200" for _, status, _ in lines):
+        raise RuntimeError("a request was not answered")
+    return {
+        "requests_per_s_h2load": round(len(lines) / wall_s),
+        **_percentiles("requests_h2load", [int(took_us) / 1e6 for _, _, took_us in lines]),
+        "api_cpu_us_per_request_h2load": round(api_cpu_s / len(lines) * 1e6),
+        "api_core_share_h2load": round(api_cpu_s / wall_s, 2),
+        "callers_core_share_h2load": round(callers_cpu_s / wall_s, 2),
+    }
+
+
+def _h2load_client(address: str, folder: Path, client: int, seconds: int) -> subprocess.Popen[bytes]:
+    log = folder / f"{client}.log"
+    log.unlink(missing_ok=True)
+    command = ["h2load", "--clients=1", "--max-concurrent-streams=1", f"--duration={seconds}"]
+    command += [f"--data={folder / f'{client}.request'}", f"--log-file={log}"]
+    command += ["--header=content-type: application/grpc", "--header=te: trailers"]
+    return subprocess.Popen([*command, f"http://{address}{METHOD}"], stdout=subprocess.DEVNULL)
 
 
 def _percentiles(name: str, seconds: list[float]) -> dict[str, object]:
@@ -310,14 +359,15 @@ _FILL: Final = sa.text(f"""
 """)
 
 
-def fill(engine: sa.Engine, posts: int) -> dict[str, object]:
+def fill(engine: sa.Engine, posts: int) -> None:
     """The trends of `posts` posts over DAYS days; without the posts themselves, which no trend query reads.
 
-    The same rows for the same number. Returns how many rows there are, and how large.
+    The same rows for the same number. What an earlier fill that was broken off had left is taken out.
     """
     with engine.begin() as connection:
         # It would put a day's totals in the order of topics, which reads faster than life.
         connection.execute(sa.text("ALTER TABLE trends DISABLE TRIGGER USER"))
+        connection.execute(sa.text("TRUNCATE trends, trend_totals, topics"))
         connection.execute(
             topics.insert(), [{"name": name, "display_name": name, "keywords": [name]} for name in TOPICS]
         )
@@ -339,17 +389,27 @@ def fill(engine: sa.Engine, posts: int) -> dict[str, object]:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sa.text("ALTER TABLE trends ENABLE TRIGGER USER"))
         connection.execute(sa.text("VACUUM ANALYZE trends, trend_totals"))
-        rows, size = connection.execute(
-            sa.text("SELECT count(*), pg_total_relation_size('trends') FROM trends")
-        ).one()
-        total_rows, total_size, counted = connection.execute(
+
+
+def _counted(engine: sa.Engine) -> int:
+    """Posts that the trends count; fewer where a fill was broken off."""
+    with engine.connect() as connection:
+        counted = connection.execute(
+            sa.select(sa.func.coalesce(sa.func.sum(trend_totals.c.posts), 0)).where(
+                trend_totals.c.topic == ALL_POSTS, trend_totals.c.grain == int(Grain.DAY)
+            )
+        ).scalar_one()
+    return int(counted)
+
+
+def _sizes(engine: sa.Engine) -> dict[str, object]:
+    with engine.connect() as connection:
+        rows, size, total_rows, total_size = connection.execute(
             sa.text(
-                "SELECT count(*), pg_total_relation_size('trend_totals'), "
-                f"sum(posts) FILTER (WHERE topic = '{ALL_POSTS}' AND grain = {Grain.DAY:d}) FROM trend_totals"
+                "SELECT (SELECT count(*) FROM trends), pg_total_relation_size('trends'), "
+                "(SELECT count(*) FROM trend_totals), pg_total_relation_size('trend_totals')"
             )
         ).one()
-    if counted != posts:
-        raise AssertionError(f"the trends count {counted} posts of {posts}")
     return {
         "trend_rows": rows,
         "trends_mib": round(size / 2**20),
