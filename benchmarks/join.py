@@ -24,6 +24,7 @@ from services.fusion.store import Claim
 from services.fusion.trends import deltas
 from shared import codec, topics
 from shared.messages import Modality, Record, TopicPartition, Vector, Verdict
+from shared.service import settle
 
 STEP_RECORDS = 8  # of up to 500 answers each
 T = TypeVar("T")
@@ -40,6 +41,7 @@ def join(
     model = FusionModel.load(SHIPPED_WEIGHTS, device)
     records = load.embedding_records(posts, dict(model.dimensions), dict(model.encoders))
     embeddings = sum(len(post.expected) for post in load.posts(posts))
+    settle()  # as the service does
     runs = [_run(model, records, posts) for _ in range(rounds + 1)][1:]
     part_us = {part: median(run[part] for run in runs) / posts * 1e6 for part in runs[0]}
     rows_us = sum(us for part, us in part_us.items() if part != "sentiments")

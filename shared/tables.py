@@ -89,6 +89,13 @@ posts = sa.Table(
     postgresql_partition_by="RANGE (event_time)",
 )
 
+
+def _counts() -> list[sa.Column[int]]:
+    """What is counted in a bucket."""
+    names = ("posts", "negative", "neutral", "positive", "unscored", "score_micro")
+    return [sa.Column(name, sa.BigInteger, nullable=False) for name in names]
+
+
 # How people felt: one row per bucket and dimension values. Written by fusion, in the posts' transaction.
 trends = sa.Table(
     "trends",
@@ -98,12 +105,7 @@ trends = sa.Table(
     sa.Column("bucket", _time, primary_key=True),
     sa.Column("platform", sa.Text, primary_key=True),
     sa.Column("language", sa.Text, primary_key=True),
-    sa.Column("posts", sa.BigInteger, nullable=False),
-    sa.Column("negative", sa.BigInteger, nullable=False),
-    sa.Column("neutral", sa.BigInteger, nullable=False),
-    sa.Column("positive", sa.BigInteger, nullable=False),
-    sa.Column("unscored", sa.BigInteger, nullable=False),
-    sa.Column("score_micro", sa.BigInteger, nullable=False),
+    *_counts(),
     # Counters are updated in place: the room lets an update stay on its page and leave the index alone.
     postgresql_with={"fillfactor": 70},
 )
@@ -117,12 +119,7 @@ trend_totals = sa.Table(
     sa.Column("topic", sa.Text, primary_key=True),
     sa.Column("grain", sa.SmallInteger, primary_key=True),
     sa.Column("bucket", _time, primary_key=True),
-    sa.Column("posts", sa.BigInteger, nullable=False),
-    sa.Column("negative", sa.BigInteger, nullable=False),
-    sa.Column("neutral", sa.BigInteger, nullable=False),
-    sa.Column("positive", sa.BigInteger, nullable=False),
-    sa.Column("unscored", sa.BigInteger, nullable=False),
-    sa.Column("score_micro", sa.BigInteger, nullable=False),
+    *_counts(),
     postgresql_with={"fillfactor": 70},
 )
 
