@@ -32,7 +32,7 @@ class Figures:
     audio_share: float = AUDIO_SHARE
     # One process each: records into Kafka, embeddings through join and classifier, posts into one Postgres.
     produced_per_s: float = 12_000.0
-    joined_per_s: float = 4_553.0
+    joined_per_s: float = 15_565.0
     stored_per_s: float = 10_300.0
     # A post and an embedding as records, a row of `posts` and of `trends` with their keys.
     post_bytes: float = 184.0

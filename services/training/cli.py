@@ -139,9 +139,7 @@ def train(
             "or of the arrays of --features; by default all there are.",
         ),
     ] = "",
-    strategy: Annotated[
-        Strategy, typer.Option(help="How the modalities become one; a recipe has its own.")
-    ] = Strategy.CONCAT,
+    strategy: Annotated[Strategy, typer.Option(help="How the modalities become one.")] = Strategy.CONCAT,
     head: Annotated[Head, typer.Option(help="What classifies the fused state.")] = Head.MLP,
     fine_tune: Annotated[
         FineTune, typer.Option(help="Also teach the text model the task: small updates, or whole layers.")
@@ -240,7 +238,7 @@ def train(
                 slots=slots,
                 classes=sets.classes,
                 emotions=EMOTIONS if (sets.train.emotions >= 0).any() else (),
-                strategy=recipe.STRATEGY if recipe_name else strategy.value,
+                strategy=strategy.value,
                 head=head.value,
             )
             chosen = choose_device(device)

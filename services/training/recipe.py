@@ -32,7 +32,6 @@ Codes = npt.NDArray[np.uint64]
 # Of each class of TweetEval's sentiment set at most this many: nearly all its negative tweets, and about as
 # many others.
 TWEETS_PER_CLASS = {"negative": 8_000, "neutral": 6_000, "positive": 6_000}
-STRATEGY = "attention"
 DEV_SPEAKERS = frozenset({"13", "14"})  # of EMO-DB; the other six train
 _DEV_PERSONS_PERCENT = 15  # of the faces, by the name of the person
 _BLANK_PICTURES, _BLANK_SOUNDS = 240, 60
