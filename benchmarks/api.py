@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,18 +29,14 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks import load
-from benchmarks.figures import AsJson, Posts, cpu_s, show
+from benchmarks.figures import AsJson, Posts, cpu_s, percentiles, show
+from benchmarks.system import ROOT, Servers, servers
 from deploy.local import stack
-from deploy.local.postgres import create_database
-from deploy.local.state import choose_ports, postgres_url
-from deploy.local.state import load as load_state
-from deploy.postgres import migrate
+from deploy.local.state import choose_ports
 from protos.crowdtone.v1 import api_pb2 as pb
 from shared import db
-from shared.settings import PostgresSettings
 from shared.tables import ALL_POSTS, Grain, topics, trend_totals
 
-ROOT: Final = Path(__file__).parents[1]
 CLIENTS: Final = 50
 METHOD: Final = "/crowdtone.v1.CrowdtoneService/QueryTrends"
 DAYS: Final = 90
@@ -67,27 +63,13 @@ def api(
     as_json: AsJson = False,
 ) -> None:
     """Latency of trend queries over 90 days of posts, and requests/s of one API process on one core."""
-    directory = keep or Path(tempfile.mkdtemp(prefix="crowdtone-bench-"))
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o755)
-    try:
-        stack.up(directory, [stack.POSTGRES, stack.REDIS], dies_with_us=True)
-        figures = _run(directory, posts, seconds, looks)
-    finally:
-        stack.down(directory)
-        if keep is None:
-            shutil.rmtree(directory)
+    with servers(stack.POSTGRES, stack.REDIS, keep=keep) as on:
+        figures = _run(on, posts, seconds, looks)
     show("api", figures, as_json)
 
 
-def _run(directory: Path, posts: int, seconds: float, looks: int) -> dict[str, object]:
-    state = load_state(directory)
-    assert state is not None
-    database = f"trends_of_{posts}"
-    create_database(state.of("postgres").ports[0], state.postgres_password, database)
-    postgres = PostgresSettings(url=postgres_url(state, database))
-    migrate(postgres.url.get_secret_value())
-    engine = db.engine(postgres)
+def _run(on: Servers, posts: int, seconds: float, looks: int) -> dict[str, object]:
+    engine = db.engine(on.postgres)
     began = time.monotonic()
     if _counted(engine) != posts:
         fill(engine, posts)
@@ -96,16 +78,12 @@ def _run(directory: Path, posts: int, seconds: float, looks: int) -> dict[str, o
         raise AssertionError(f"the trends count {_counted(engine)} posts of {posts}")
     engine.dispose()
     figures: dict[str, object] = {"posts": posts, **filled, "fill_s": round(time.monotonic() - began, 1)}
-    environment = os.environ | {
-        "CROWDTONE_LOCAL_DIR": str(directory),
-        "CROWDTONE_POSTGRES_URL": postgres.url.get_secret_value(),
-    }
-    server = state.of("postgres").process
-    assert server is not None
-    return figures | measure(environment, server.pid, seconds, looks)
+    return figures | measure(on.environment, on.pid("postgres"), seconds, looks)
 
 
-def measure(environment: dict[str, str], postgres_pid: int, seconds: float, looks: int) -> dict[str, object]:
+def measure(
+    environment: Mapping[str, str], postgres_pid: int, seconds: float, looks: int
+) -> dict[str, object]:
     """Start the API over a filled database, on one of our cores; Postgres and the clients have the others.
 
     First without the reuse of answers, then as it is shipped.
@@ -116,7 +94,7 @@ def measure(environment: dict[str, str], postgres_pid: int, seconds: float, look
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, others)
     try:
-        with served(environment | {"CROWDTONE_API_TREND_MAX_AGE_MS": "0"}, own) as (address, process):
+        with served({**environment, "CROWDTONE_API_TREND_MAX_AGE_MS": "0"}, own) as (address, process):
             figures = _one_by_one(address, looks)
             figures |= _at_once("without_reuse", address, process, seconds, boards)
         with served(environment, own) as (address, process):
@@ -130,14 +108,14 @@ def measure(environment: dict[str, str], postgres_pid: int, seconds: float, look
 
 
 @contextmanager
-def served(environment: dict[str, str], cores: list[int]) -> Iterator[tuple[str, psutil.Process]]:
+def served(environment: Mapping[str, str], cores: list[int]) -> Iterator[tuple[str, psutil.Process]]:
     """The API as it is run, on these cores: its address, and its process."""
     (port,) = choose_ports((), 1)
     address = f"127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "services.api"],
-            env=environment | {"CROWDTONE_API_ADDRESS": address},
+            env={**environment, "CROWDTONE_API_ADDRESS": address},
             cwd=ROOT,
             stdout=log,
             stderr=log,
@@ -214,7 +192,7 @@ def _one_by_one(address: str, looks: int) -> dict[str, object]:
                     answer = call(wanted, timeout=60)
                     taken.append(time.perf_counter() - began)
                     points += len(pb.QueryTrendsResponse.FromString(answer).points)
-                figures |= _percentiles(f"{name}{whose}", taken)
+                figures |= percentiles(f"{name}{whose}", taken)
                 figures[f"{name}{whose}_points"] = round(points / looks)
     return figures
 
@@ -232,7 +210,7 @@ def _at_once(
     suffix = f"_{name}" if name else ""
     return {
         f"requests_per_s{suffix}": round(len(taken) / wall_s),
-        **_percentiles(f"requests{suffix}", taken),
+        **percentiles(f"requests{suffix}", taken),
         f"api_cpu_us_per_request{suffix}": round(api_cpu_s / len(taken) * 1e6),
         f"api_core_share{suffix}": round(api_cpu_s / wall_s, 2),
         f"callers_core_share{suffix}": round((time.process_time() - own_cpu) / wall_s, 2),
@@ -288,7 +266,7 @@ def _h2load(address: str, process: psutil.Process, seconds: int) -> dict[str, ob
         raise RuntimeError("a request was not answered")
     return {
         "requests_per_s_h2load": round(len(lines) / wall_s),
-        **_percentiles("requests_h2load", [int(took_us) / 1e6 for _, _, took_us in lines]),
+        **percentiles("requests_h2load", [int(took_us) / 1e6 for _, _, took_us in lines]),
         "api_cpu_us_per_request_h2load": round(api_cpu_s / len(lines) * 1e6),
         "api_core_share_h2load": round(api_cpu_s / wall_s, 2),
         "callers_core_share_h2load": round(callers_cpu_s / wall_s, 2),
@@ -302,11 +280,6 @@ def _h2load_client(address: str, folder: Path, client: int, seconds: int) -> sub
     command += [f"--data={folder / f'{client}.request'}", f"--log-file={log}"]
     command += ["--header=content-type: application/grpc", "--header=te: trailers"]
     return subprocess.Popen([*command, f"http://{address}{METHOD}"], stdout=subprocess.DEVNULL)
-
-
-def _percentiles(name: str, seconds: list[float]) -> dict[str, object]:
-    p50, p95, p99 = np.percentile(seconds, [50, 95, 99]) * 1000
-    return {f"{name}_p50_ms": round(p50, 2), f"{name}_p95_ms": round(p95, 2), f"{name}_p99_ms": round(p99, 2)}
 
 
 # One day of posts, counted as fusion counts them (each for its topic and for "*", at three grains), in the

@@ -39,6 +39,11 @@ class Service(StrEnum):
     fusion = "fusion"
     text_encoder = "text_encoder"
 
+    @property
+    def topic(self) -> str:
+        """What it consumes."""
+        return (topics.EMBEDDINGS if self is Service.fusion else topics.POSTS).name
+
 
 def command(
     service: Annotated[Service, typer.Option(help="Which one works it off.")] = Service.fusion,
@@ -63,7 +68,6 @@ def backlog(service: Service, posts: int, limit_s: float) -> dict[str, object]:
 
 def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str, object]:
     kafka = on.kafka
-    topic = topics.EMBEDDINGS if service is Service.fusion else topics.POSTS
     began = time.monotonic()
     with Sink(kafka) as sink:
         for some in outputs(service, count, kafka.partitions):
@@ -78,7 +82,7 @@ def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str,
             stderr=log,
         )
     try:
-        figures = _watch(process, kafka, service, topic.name, limit_s)
+        figures = _watch(process, kafka, service, limit_s)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=120)
@@ -97,13 +101,13 @@ def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str,
 
 
 def _watch(
-    process: subprocess.Popen[bytes], kafka: KafkaSettings, service: Service, topic: str, limit_s: float
+    process: subprocess.Popen[bytes], kafka: KafkaSettings, service: Service, limit_s: float
 ) -> dict[str, object]:
     """Until everything is committed or `limit_s` has passed: seconds, records left, memory over time."""
     began = time.monotonic()
     working_s: float | None = None
     memory: list[int] = []
-    with Group(kafka, service, topic) as group:
+    with Group(kafka, service, service.topic) as group:
         total = sum(end for _, end in group.progress().values())
         while True:
             time.sleep(1)

@@ -21,7 +21,7 @@ import typer
 
 from benchmarks import load
 from benchmarks.encode import SUBJECTS, Kind, Shape, input_of
-from benchmarks.figures import AsJson, Device, OnDevice, cpu_s, in_turn_by, show
+from benchmarks.figures import AsJson, Device, OnDevice, cpu_s, in_turn_by, percentiles, show
 from benchmarks.system import Servers, Services, servers, services
 from benchmarks.usage import MIB, Gpu, batches, memory_bytes, shares
 from deploy.local import postgres, stack
@@ -152,11 +152,6 @@ def measured(
     return figures | {"verify_holds": holds}
 
 
-def percentiles(name: str, seconds: Floats) -> dict[str, Any]:
-    p50, p95, p99 = np.percentile(seconds, [50, 95, 99]) * 1000
-    return {f"{name}_p50_ms": round(p50, 1), f"{name}_p95_ms": round(p95, 1), f"{name}_p99_ms": round(p99, 1)}
-
-
 def _alone(kind: Kind, model: ModelSettings, media: MediaStore, every: Sequence[Post]) -> dict[str, Any]:
     """What an encoder's model takes for the load by itself, with all cores, and for single posts."""
     slot = ENCODERS[kind][1]
@@ -171,7 +166,7 @@ def _alone(kind: Kind, model: ModelSettings, media: MediaStore, every: Sequence[
     return {
         f"{kind}_bare_loop_s": round(taken.wall_s, 2),
         f"{kind}_bare_loop_cpu_s": round(taken.cpu_s, 2),
-        **percentiles(f"{kind}_single", np.array(single_s)),
+        **percentiles(f"{kind}_single", single_s),
     }
 
 

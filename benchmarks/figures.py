@@ -6,11 +6,13 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import typer
 from rich.console import Console
@@ -72,6 +74,12 @@ def cpu_s(pid: int) -> float:
         times = each.cpu_times()
         total += times.user + times.system
     return total
+
+
+def percentiles(name: str, seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, object]:
+    """p50, p95 and p99 of latencies, in milliseconds."""
+    p50, p95, p99 = np.percentile(seconds, [50, 95, 99]) * 1000
+    return {f"{name}_p50_ms": round(p50, 2), f"{name}_p95_ms": round(p95, 2), f"{name}_p99_ms": round(p99, 2)}
 
 
 def show(title: str, figures: Mapping[str, object], as_json: bool) -> None:

@@ -19,7 +19,6 @@ from benchmarks.backlog import Service, outputs
 from benchmarks.figures import AsJson, cpu_s, show
 from benchmarks.system import Servers, Services, servers, services
 from deploy.local import stack
-from shared import topics
 from shared.kafka import Group, Sink
 
 BACKLOGS: Final = (1, 10, 100)
@@ -81,9 +80,7 @@ def work_off(service: Service, posts: int, *, processes: int) -> Took:
         servers(stack.KAFKA, stack.POSTGRES, stack.REDIS, partitions=processes) as on,
         services(on, [f"{service}={processes}"], **ONE_THREAD, **ON_THE_CPU) as running,
         Sink(on.kafka) as sink,
-        Group(
-            on.kafka, service, topics.EMBEDDINGS.name if service is Service.fusion else topics.POSTS.name
-        ) as group,
+        Group(on.kafka, service, service.topic) as group,
     ):
         warm_up = WARM_UP[service] * processes
         for some in outputs(service, warm_up, processes):

@@ -50,7 +50,7 @@ class Servers:
 
     @property
     def postgres(self) -> PostgresSettings:
-        """An empty database at its newest migration."""
+        """A database at its newest migration, empty but for what was kept."""
         return PostgresSettings(url=self.environment["CROWDTONE_POSTGRES_URL"])
 
     @property
@@ -67,12 +67,16 @@ class Servers:
 
 
 @contextmanager
-def servers(*wanted: stack.Server, partitions: int | None = None) -> Iterator[Servers]:
+def servers(
+    *wanted: stack.Server, partitions: int | None = None, keep: Path | None = None
+) -> Iterator[Servers]:
     """These servers with data of their own: the database migrated, the topics made.
 
-    partitions: of the topics of the join; by default as the settings say. The servers end with this thread.
+    partitions: of the topics of the join; by default as the settings say. keep: a folder whose data stay for
+    the next run; without it they are new and go. The servers end with this thread.
     """
-    directory = Path(tempfile.mkdtemp(prefix="crowdtone-bench-"))
+    directory = keep or Path(tempfile.mkdtemp(prefix="crowdtone-bench-"))
+    directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)  # Postgres runs as another user
     try:
         addresses = stack.up(directory, wanted, dies_with_us=True, start_timeout_s=START_S)
@@ -89,7 +93,8 @@ def servers(*wanted: stack.Server, partitions: int | None = None) -> Iterator[Se
         yield running
     finally:
         stack.down(directory)
-        shutil.rmtree(directory)
+        if keep is None:
+            shutil.rmtree(directory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -411,7 +411,7 @@ class E5(nn.Module):
         return functional.normalize(summed / mask.sum(1), dim=1)
 
     def embed(
-        self, texts: Sequence[str], max_batch_tokens: int = 512
+        self, texts: Sequence[str], max_batch_tokens: int = 1024
     ) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Vectors of the texts, in their order, and which of them say anything.
 
