@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
-from itertools import islice
+from itertools import cycle, islice
 from typing import Annotated, Final
 
 import numpy as np
@@ -22,27 +22,51 @@ import typer
 from benchmarks import load
 from benchmarks.figures import AsJson, show
 from benchmarks.system import ROOT, Servers, servers
-from benchmarks.usage import MIB, memory_bytes
+from benchmarks.usage import MIB, children_bytes, memory_bytes
 from deploy.local import stack
 from services.fusion.model import FusionModel
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.fusion.verify import verify
 from shared import codec, db, topics
 from shared.kafka import Group, Sink
-from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Output, Post
+from shared.media import MediaStore
+from shared.messages import (
+    Answer,
+    EmbeddingBatch,
+    EmbeddingEntry,
+    Label,
+    Modality,
+    Output,
+    Post,
+    PostSentiment,
+    Verdict,
+)
 from shared.settings import KafkaSettings
 
 BATCH_POSTS: Final = 500
+DIFFERENT: Final = 2_000
+"""Posts that are not the same but for id and time."""
 
 
 class Service(StrEnum):
-    fusion = "fusion"
+    """Those that consume a topic."""
+
     text_encoder = "text_encoder"
+    image_encoder = "image_encoder"
+    audio_encoder = "audio_encoder"
+    fusion = "fusion"
+    alerts = "alerts"
 
     @property
     def topic(self) -> str:
         """What it consumes."""
-        return (topics.EMBEDDINGS if self is Service.fusion else topics.POSTS).name
+        match self:
+            case Service.fusion:
+                return topics.EMBEDDINGS.name
+            case Service.alerts:
+                return topics.SENTIMENTS.name
+            case _:
+                return topics.POSTS.name
 
 
 def command(
@@ -53,15 +77,16 @@ def command(
     ] = 3600,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a topic, start one process of a service, and watch its memory until it has drained it."""
+    """Fill a topic, start one process of a service, and watch its memory until it has drained it.
+
+    An encoder gets a few words, pictures and sounds over and over: most come from the embedding cache,
+    so that a CPU drains as many as a GPU would. Fusion gets random vectors, alerts verdicts of every label.
+    """
     show("backlog", backlog(service, posts, limit_s), as_json)
 
 
 def backlog(service: Service, posts: int, limit_s: float) -> dict[str, object]:
-    """Fill a topic, start one process of a service, and watch its memory until it has drained it.
-
-    For fusion `embeddings` is filled with random vectors for every answer; for the text encoder `posts`.
-    """
+    """As `command`, as an object."""
     with servers(stack.KAFKA, stack.POSTGRES, stack.REDIS) as running:
         return _run(running, service, posts, limit_s)
 
@@ -70,7 +95,7 @@ def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str,
     kafka = on.kafka
     began = time.monotonic()
     with Sink(kafka) as sink:
-        for some in outputs(service, count, kafka.partitions):
+        for some in outputs(service, count, on):
             sink.write(some)
     filled_s = time.monotonic() - began
     with (on.directory / "service.log").open("wb") as log:
@@ -107,6 +132,7 @@ def _watch(
     began = time.monotonic()
     working_s: float | None = None
     memory: list[int] = []
+    children: list[int] = []
     with Group(kafka, service, service.topic) as group:
         total = sum(end for _, end in group.progress().values())
         while True:
@@ -114,6 +140,7 @@ def _watch(
             if process.poll() is not None:
                 raise RuntimeError(f"{service} ended with {process.returncode}")
             memory.append(memory_bytes(process.pid, "VmRSS"))
+            children.append(children_bytes(process.pid))
             left = sum(end - at for at, end in group.progress().values())
             now = time.monotonic()
             if working_s is None and left < total:
@@ -127,20 +154,31 @@ def _watch(
         "seconds": round(now - began, 1),
         "seconds_after_start_up": round(now - (working_s or now), 1),
         "peak_rss_mib": round(memory_bytes(process.pid, "VmHWM") / MIB),
+        "peak_rss_of_children_mib": round(max(children) / MIB),
         "rss_mib_second_half": f"{min(half) // MIB} to {max(half) // MIB}",
     }
 
 
-def outputs(service: Service, count: int, partitions: int, *, first: int = 0) -> Iterator[list[Output]]:
-    """What a service is to work off, posts `first` to `first + count`: `embeddings` with every answer, or
-    `posts`."""
-    chunks = _chunks(range(first, first + count))
-    return _embeddings(chunks, partitions) if service is Service.fusion else _posts(chunks)
+def outputs(service: Service, count: int, on: Servers, *, first: int = 0) -> Iterator[list[Output]]:
+    """What a service is to work off, posts `first` to `first + count`: records of the topic it consumes."""
+    texts = list(load.posts(DIFFERENT))
+    match service:
+        case Service.image_encoder:
+            texts = load.with_media(texts, MediaStore(on.media), [Modality.IMAGE])
+        case Service.audio_encoder:
+            texts = load.with_media(texts, MediaStore(on.media), [Modality.AUDIO])
+    chunks = _chunks(texts, range(first, first + count))
+    match service:
+        case Service.fusion:
+            return _embeddings(chunks, on.kafka.partitions)
+        case Service.alerts:
+            return _sentiments(chunks)
+        case _:
+            return ([codec.encode_post(post) for post in chunk] for chunk in chunks)
 
 
-def _chunks(numbers: range) -> Iterator[list[Post]]:
+def _chunks(texts: Sequence[Post], numbers: range) -> Iterator[list[Post]]:
     """Posts in hundreds, from a few thousand texts over and over: making them must not take the longest."""
-    texts = list(load.posts(2_000))
     every = (
         replace(
             texts[number % len(texts)],
@@ -153,9 +191,21 @@ def _chunks(numbers: range) -> Iterator[list[Post]]:
         yield chunk
 
 
-def _posts(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
+def _sentiments(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
+    """A verdict a post, every label in turn."""
+    verdicts = [
+        Verdict(label, probabilities, probabilities[2] - probabilities[0], (), {}, "bench")
+        for label, probabilities in (
+            (Label.NEGATIVE, (0.8, 0.1, 0.1)),
+            (Label.NEUTRAL, (0.1, 0.8, 0.1)),
+            (Label.POSITIVE, (0.1, 0.1, 0.8)),
+        )
+    ]
     for chunk in chunks:
-        yield [codec.encode_post(post) for post in chunk]
+        yield [
+            codec.encode_sentiment(PostSentiment(post, 1, verdict, complete=True, classified_time=load.START))
+            for post, verdict in zip(chunk, cycle(verdicts), strict=False)
+        ]
 
 
 def _embeddings(chunks: Iterable[list[Post]], partitions: int) -> Iterator[list[Output]]:

@@ -31,7 +31,7 @@ from shared.device import choose_device
 from shared.kafka import Sink
 from shared.media import MediaStore
 from shared.messages import Modality, Post
-from shared.settings import MediaSettings, ModelSettings
+from shared.settings import ModelSettings
 
 ENCODERS: Final = {
     Kind.text: ("text_encoder", Modality.TEXT),
@@ -88,7 +88,7 @@ def e2e(
     model = ModelSettings(device=choose_device(device))
     kinds = [Kind.text] if text_only else list(ENCODERS)
     with servers(stack.KAFKA, TIMED_POSTGRES, stack.REDIS) as on:
-        media = MediaStore(MediaSettings(url=on.environment["CROWDTONE_MEDIA_URL"]))
+        media = MediaStore(on.media)
         every = _load(count + WARM_UP, kinds, media)
         figures: dict[str, Any] = {
             "device": model.device,

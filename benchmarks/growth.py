@@ -25,7 +25,13 @@ BACKLOGS: Final = (1, 10, 100)
 PROCESSES: Final = (1, 2, 4)
 PROCESSES_TIMES: Final = 20
 """So many times the least backlog for each number of processes."""
-WARM_UP: Final = {Service.fusion: 500, Service.text_encoder: 16}
+WARM_UP: Final = {
+    Service.text_encoder: 16,
+    Service.image_encoder: 16,
+    Service.audio_encoder: 16,
+    Service.fusion: 500,
+    Service.alerts: 500,
+}
 """Posts for each partition."""
 LIMIT_S: Final = 3_600.0
 LOOK_S: Final = 0.05
@@ -83,12 +89,12 @@ def work_off(service: Service, posts: int, *, processes: int) -> Took:
         Group(on.kafka, service, service.topic) as group,
     ):
         warm_up = WARM_UP[service] * processes
-        for some in outputs(service, warm_up, processes):
+        for some in outputs(service, warm_up, on):
             sink.write(some)
         running.wait(lambda: _assigned(on, running) or None, "partition for every process", LIMIT_S)
         running.wait(lambda: _drained(group) or None, "end of the warm-up", LIMIT_S)
         pids = running.pids()
-        waiting = list(outputs(service, posts, processes, first=warm_up))
+        waiting = list(outputs(service, posts, on, first=warm_up))
         cpu_before = [cpu_s(pid) for pid in pids.values()]
         began = time.monotonic()
         for some in waiting:

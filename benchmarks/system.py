@@ -24,7 +24,7 @@ from deploy.local.state import load as load_state
 from deploy.postgres import migrate
 from shared import heartbeat
 from shared.kafka import create_topics
-from shared.settings import KafkaSettings, PostgresSettings, RedisSettings
+from shared.settings import KafkaSettings, MediaSettings, PostgresSettings, RedisSettings
 
 ROOT: Final = Path(__file__).parents[1]
 CROWDTONE: Final = (sys.executable, "-m", "services.cli")
@@ -56,6 +56,10 @@ class Servers:
     @property
     def redis(self) -> RedisSettings:
         return RedisSettings(url=self.environment["CROWDTONE_REDIS_URL"])
+
+    @property
+    def media(self) -> MediaSettings:
+        return MediaSettings(url=self.environment["CROWDTONE_MEDIA_URL"])
 
     def pid(self, server: str) -> int:
         """Of "kafka", "postgres" or "redis"."""

@@ -9,10 +9,12 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.figures import cpu_s
@@ -94,6 +96,15 @@ def memory_bytes(pid: int, field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"no {field} of {pid}")
+
+
+def children_bytes(pid: int) -> int:
+    """What the living children of a process have in memory: those that decode media."""
+    total = 0
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            total += child.memory_info().rss
+    return total
 
 
 def batches(metrics: str) -> Counter[str]:

@@ -105,6 +105,9 @@ def encode_step(
 ) -> Step:
     """An encoder service's step: records of `posts` -> one `embeddings` record per partition and slot.
 
+    What is no post is a dead letter. A post that the model fails on is answered absent, so that nobody waits
+    for it, and is a dead letter too, to be sent back once the model can read it.
+
     canary: asked when idle for `canary_s`, and when nothing of a batch could be encoded. What it raises ends
     the process with that batch unanswered; when it raises nothing the inputs were bad, and each is absent.
     cache: asked before the model and the media store are; the canary goes past it.
@@ -138,6 +141,11 @@ def encode_step(
         for partition, batch in batches.items():
             for part in _parts(batch):
                 rows = [(post, next(answers), record.value) for record, post in part]
+                outputs += [
+                    codec.dead_letter(record, service=service, reason=reason, time=time)
+                    for (record, _), (_, answer, _) in zip(part, rows, strict=True)
+                    if (reason := _poison(answer))
+                ]
                 first, last = part[0][0], part[-1][0]
                 for slot in encoder.slots:
                     entries = tuple(EmbeddingEntry(post, answer[slot], wire) for post, answer, wire in rows)
@@ -154,6 +162,13 @@ def encode_step(
         return Result(outputs, finished, posts=len(flat))
 
     return step
+
+
+def _poison(answers: Answers) -> str:
+    """What the model failed on, by slot; empty where it did not."""
+    return "; ".join(
+        f"{slot.name.lower()}: {answer.absent_reason}" for slot, answer in answers.items() if answer.poison
+    )
 
 
 def _parts(batch: Sequence[tuple[Record, Post]]) -> Iterator[list[tuple[Record, Post]]]:
@@ -357,9 +372,9 @@ def answer(vector: npt.NDArray[np.floating] | Exception) -> Answer:
     if isinstance(vector, InvalidMessage):
         return Answer(None, str(vector))
     if isinstance(vector, Exception):
-        return Answer(None, f"the model failed on it: {type(vector).__name__}")
+        return Answer(None, f"the model failed on it: {type(vector).__name__}", poison=True)
     with np.errstate(over="ignore"):  # what float16 cannot hold is answered below
         half = vector.astype(np.float16)
     if not np.isfinite(half).all():
-        return Answer(None, "the model gave no finite vector")
+        return Answer(None, "the model gave no finite vector", poison=True)
     return Answer(half)

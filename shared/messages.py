@@ -94,11 +94,13 @@ class Answer:
 
     vector: (D,) float16, or None with `absent_reason` set.
     transcript: the words heard, SPEECH only.
+    poison: absent because the model failed on it, not because the input is bad. Never leaves the encoder.
     """
 
     vector: Vector | None
     absent_reason: str = ""
     transcript: str = ""
+    poison: bool = False
 
 
 @value

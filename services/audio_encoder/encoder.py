@@ -156,11 +156,10 @@ class AudioEncoder:
             if isinstance(item, Exception):
                 answers.append(dict.fromkeys(self.slots, answer(item)))
             else:
-                speech = answer(next(vectors))
                 answers.append(
                     {
                         Modality.AUDIO: answer(item.voice),
-                        Modality.SPEECH: Answer(speech.vector, speech.absent_reason, item.words),
+                        Modality.SPEECH: replace(answer(next(vectors)), transcript=item.words),
                     }
                 )
         return answers

@@ -10,7 +10,7 @@ import pytest
 
 from shared import codec, topics
 from shared.canary import Canary
-from shared.encoding import Input, encode_step
+from shared.encoding import Input, answer, encode_step
 from shared.errors import ModelBroken
 from shared.media import MediaStore
 from shared.messages import Answer, EmbeddingBatch, Media, Modality, Output, Post, Record, TopicPartition
@@ -143,7 +143,7 @@ class Failing(FakeEncoder):
 
     def _answer(self, item: Input) -> Answer:
         if self.broken or item.text.startswith("poison"):
-            return Answer(None, "the model failed on it: RuntimeError")
+            return answer(RuntimeError())
         found = super()._answer(item)
         return Answer(-found.vector) if self.turned and found.vector is not None else found
 
@@ -152,9 +152,26 @@ def test_a_batch_of_poison_is_absent_one_by_one_and_does_not_stop_the_service(me
     encoder = Failing()
     run = encode_step("text_encoder", encoder, media, canary=Canary(encoder))
     records = [record(post(f"x:{n}", text="poison"), 0, n) for n in range(500)]
-    (output,) = run(records, NOON.timestamp()).outputs
-    assert {entry.answer.vector is None for entry in codec.decode_embeddings(output.value).entries} == {True}
+    *_, batch = run(records, NOON.timestamp()).outputs
+    assert {entry.answer.vector is None for entry in codec.decode_embeddings(batch.value).entries} == {True}
     assert encoder.sizes == [1, 500, 1], "the canary was asked at the start and after the batch"
+
+
+def test_what_the_model_fails_on_is_answered_and_alone_is_a_dead_letter(media: MediaStore) -> None:
+    encoder = Failing()
+    records = [
+        record(post("x:good"), 0, 7),
+        record(post("x:bad", text="poison"), 0, 8),
+        record(post("x:empty", text=""), 0, 9),
+    ]
+    run = encode_step("text_encoder", encoder, media, canary=Canary(encoder))
+    letter, batch = run(records, NOON.timestamp()).outputs
+    assert (letter.topic, letter.value, letter.key) == ("posts.dlq", records[1].value, b"x:bad")
+    headers = dict(letter.headers)
+    assert (headers["partition"], headers["offset"], headers["service"]) == (b"0", b"8", b"text_encoder")
+    assert headers["reason"] == b"text: the model failed on it: RuntimeError"
+    absent = [entry.answer.absent_reason for entry in codec.decode_embeddings(batch.value).entries]
+    assert absent == ["", "the model failed on it: RuntimeError", "empty"]
 
 
 @pytest.mark.parametrize("count", [1, 500])
