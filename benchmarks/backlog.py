@@ -1,15 +1,13 @@
-"""`crowdtone bench backlog`: many posts wait; what a service holds in memory while it works them off.
+"""`crowdtone bench backlog`: many posts wait; what services hold in memory while they work them off.
 
 On servers of its own, started for the run and removed after it.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
@@ -21,9 +19,10 @@ import typer
 
 from benchmarks import load
 from benchmarks.figures import AsJson, show
-from benchmarks.system import ROOT, Servers, servers
+from benchmarks.system import Servers, Services, servers, services
 from benchmarks.usage import MIB, children_bytes, memory_bytes
 from deploy.local import stack
+from deploy.local.process import tail
 from services.fusion.model import FusionModel
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.fusion.verify import verify
@@ -41,7 +40,6 @@ from shared.messages import (
     PostSentiment,
     Verdict,
 )
-from shared.settings import KafkaSettings
 
 BATCH_POSTS: Final = 500
 DIFFERENT: Final = 2_000
@@ -49,7 +47,7 @@ DIFFERENT: Final = 2_000
 
 
 class Service(StrEnum):
-    """Those that consume a topic."""
+    """Those that consume a topic, in the order of the pipeline."""
 
     text_encoder = "text_encoder"
     image_encoder = "image_encoder"
@@ -70,105 +68,85 @@ class Service(StrEnum):
 
 
 def command(
-    service: Annotated[Service, typer.Option(help="Which one works it off.")] = Service.fusion,
-    posts: Annotated[int, typer.Option(help="Posts that wait before it starts.", min=1)] = 100_000,
+    service: Annotated[
+        list[Service] | None, typer.Option(help="Which work it off, one process each; given again: more.")
+    ] = None,
+    posts: Annotated[int, typer.Option(help="Posts that wait before they start.", min=1)] = 100_000,
     limit_s: Annotated[
         float, typer.Option(help="Watch for so long at most; what is left then is told.")
     ] = 3600,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a topic, start one process of a service, and watch its memory until it has drained it.
+    """Fill a topic, start services (all of them by default), and watch their memory until it is drained.
 
-    An encoder gets a few words, pictures and sounds over and over: most come from the embedding cache,
-    so that a CPU drains as many as a GPU would. Fusion gets random vectors, alerts verdicts of every label.
+    The topic is what the first of them in the pipeline reads. Encoders get a few words, pictures and sounds
+    over and over: most come from the embedding cache, so that a CPU drains as many as a GPU would. Fusion by
+    itself gets random vectors, alerts by itself verdicts of every label.
     """
-    show("backlog", backlog(service, posts, limit_s), as_json)
+    show("backlog", backlog(service or list(Service), posts, limit_s), as_json)
 
 
-def backlog(service: Service, posts: int, limit_s: float) -> dict[str, object]:
-    """As `command`, as an object."""
-    with servers(stack.KAFKA, stack.POSTGRES, stack.REDIS) as running:
-        return _run(running, service, posts, limit_s)
+def backlog(wanted: Sequence[Service], count: int, limit_s: float) -> dict[str, object]:
+    """As `command`, as an object. Raises RuntimeError when a service ends before it is told to."""
+    which = [each for each in Service if each in wanted]
+    with servers(stack.KAFKA, stack.POSTGRES, stack.REDIS) as on:
+        began = time.monotonic()
+        with Sink(on.kafka) as sink:
+            for some in outputs(which, count, on):
+                sink.write(some)
+        filled_s = time.monotonic() - began
+        with services(on, which) as running:
+            figures = _watch(on, running, which, limit_s)
+        if Service.fusion in which:
+            engine = db.engine(on.postgres)
+            report = verify(engine)
+            engine.dispose()
+            figures |= {"posts_stored": report.posts, "verify_holds": report.holds}
+    return {"posts_waiting": count, "fill_posts_per_s": round(count / filled_s), **figures}
 
 
-def _run(on: Servers, service: Service, count: int, limit_s: float) -> dict[str, object]:
-    kafka = on.kafka
+def _watch(on: Servers, running: Services, which: Sequence[Service], limit_s: float) -> dict[str, object]:
+    """Until everything is committed or `limit_s` has passed: seconds, records left, memory."""
+    pids = running.pids()
+    own: dict[str, list[int]] = {name: [] for name in pids}
+    children: dict[str, list[int]] = {name: [] for name in pids}
     began = time.monotonic()
-    with Sink(kafka) as sink:
-        for some in outputs(service, count, on):
-            sink.write(some)
-    filled_s = time.monotonic() - began
-    with (on.directory / "service.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"services.{service}"],
-            env=on.environment,
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        figures = _watch(process, kafka, service, limit_s)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=120)
-    if service is Service.fusion:
-        engine = db.engine(on.postgres)
-        report = verify(engine)
-        engine.dispose()
-        figures |= {"posts_stored": report.posts, "verify_holds": report.holds}
-    return {
-        "service": service.value,
-        "posts_waiting": count,
-        "fill_posts_per_s": round(count / filled_s),
-        **figures,
-        "exit": process.returncode,
-    }
-
-
-def _watch(
-    process: subprocess.Popen[bytes], kafka: KafkaSettings, service: Service, limit_s: float
-) -> dict[str, object]:
-    """Until everything is committed or `limit_s` has passed: seconds, records left, memory over time."""
-    began = time.monotonic()
-    working_s: float | None = None
-    memory: list[int] = []
-    children: list[int] = []
-    with Group(kafka, service, service.topic) as group:
-        total = sum(end for _, end in group.progress().values())
+    with ExitStack() as entered:
+        groups = {each: entered.enter_context(Group(on.kafka, each, each.topic)) for each in which}
         while True:
-            time.sleep(1)
-            if process.poll() is not None:
-                raise RuntimeError(f"{service} ended with {process.returncode}")
-            memory.append(memory_bytes(process.pid, "VmRSS"))
-            children.append(children_bytes(process.pid))
-            left = sum(end - at for at, end in group.progress().values())
-            now = time.monotonic()
-            if working_s is None and left < total:
-                working_s = now
-            if not left or now - began > limit_s:
+            # Along the pipeline: when one has nothing left, all that the next is to get from it is there.
+            left = {each: sum(end - at for at, end in groups[each].progress().values()) for each in which}
+            for name, pid in pids.items():
+                own[name].append(memory_bytes(pid, "VmRSS"))
+                children[name].append(children_bytes(pid))
+            seconds = time.monotonic() - began
+            if not any(left.values()) or seconds > limit_s:
                 break
-    half = memory[len(memory) // 2 :]
-    return {
-        "records_waiting": total,
-        "records_left": left,
-        "seconds": round(now - began, 1),
-        "seconds_after_start_up": round(now - (working_s or now), 1),
-        "peak_rss_mib": round(memory_bytes(process.pid, "VmHWM") / MIB),
-        "peak_rss_of_children_mib": round(max(children) / MIB),
-        "rss_mib_second_half": f"{min(half) // MIB} to {max(half) // MIB}",
-    }
+            time.sleep(1)
+    peaks = {name: memory_bytes(pid, "VmHWM") for name, pid in pids.items()}
+    if running.pids() != pids:
+        raise RuntimeError(f"a service ended and was started again:\n{tail(running.log, 30)}")
+    figures: dict[str, object] = {"seconds": round(seconds, 1)}
+    for name in pids:
+        half = own[name][len(own[name]) // 2 :]
+        figures |= {
+            f"{name}_records_left": left[Service(name)],
+            f"{name}_peak_rss_mib": round(peaks[name] / MIB),
+            f"{name}_rss_mib_second_half": f"{min(half) // MIB} to {max(half) // MIB}",
+            f"{name}_peak_rss_of_children_mib": round(max(children[name]) / MIB),
+        }
+    return figures
 
 
-def outputs(service: Service, count: int, on: Servers, *, first: int = 0) -> Iterator[list[Output]]:
-    """What a service is to work off, posts `first` to `first + count`: records of the topic it consumes."""
+def outputs(which: Sequence[Service], count: int, on: Servers, *, first: int = 0) -> Iterator[list[Output]]:
+    """Posts `first` to `first + count`, for these to work off: records of the topic that the first reads."""
     texts = list(load.posts(DIFFERENT))
-    match service:
-        case Service.image_encoder:
-            texts = load.with_media(texts, MediaStore(on.media), [Modality.IMAGE])
-        case Service.audio_encoder:
-            texts = load.with_media(texts, MediaStore(on.media), [Modality.AUDIO])
+    kinds = {Service.image_encoder: Modality.IMAGE, Service.audio_encoder: Modality.AUDIO}
+    shown = [kind for service, kind in kinds.items() if service in which]
+    if shown:
+        texts = load.with_media(texts, MediaStore(on.media), shown)
     chunks = _chunks(texts, range(first, first + count))
-    match service:
+    match which[0]:
         case Service.fusion:
             return _embeddings(chunks, on.kafka.partitions)
         case Service.alerts:

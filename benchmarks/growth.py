@@ -89,12 +89,12 @@ def work_off(service: Service, posts: int, *, processes: int) -> Took:
         Group(on.kafka, service, service.topic) as group,
     ):
         warm_up = WARM_UP[service] * processes
-        for some in outputs(service, warm_up, on):
+        for some in outputs([service], warm_up, on):
             sink.write(some)
         running.wait(lambda: _assigned(on, running) or None, "partition for every process", LIMIT_S)
         running.wait(lambda: _drained(group) or None, "end of the warm-up", LIMIT_S)
         pids = running.pids()
-        waiting = list(outputs(service, posts, on, first=warm_up))
+        waiting = list(outputs([service], posts, on, first=warm_up))
         cpu_before = [cpu_s(pid) for pid in pids.values()]
         began = time.monotonic()
         for some in waiting:

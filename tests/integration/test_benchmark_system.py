@@ -57,6 +57,17 @@ def test_posts_go_from_kafka_to_postgres_and_each_figure_is_there(
     assert figures["gpu_busy_share"] is None or 0 <= figures["gpu_busy_share"] <= 1
 
 
+def test_what_waits_is_worked_off_and_the_memory_of_each_service_is_told() -> None:
+    options = ["--service", "alerts", "--service", "fusion", "--posts", "300", "--json"]
+    result = CliRunner().invoke(app, ["backlog", *options], catch_exceptions=False)
+    figures = json.loads(result.output.splitlines()[-1])
+    assert (figures["posts_stored"], figures["verify_holds"]) == (300, True)
+    for name in ("fusion", "alerts"):
+        assert figures[f"{name}_records_left"] == 0
+        assert figures[f"{name}_peak_rss_mib"] > 50
+        assert figures[f"{name}_peak_rss_of_children_mib"] == 0
+
+
 def test_two_processes_share_a_backlog() -> None:
     took = growth.work_off(Service.fusion, 600, processes=2)
     assert took.wall_s > 0
