@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Annotated, Final
 
-import numpy as np
 import typer
 
 from benchmarks import load
@@ -30,9 +29,6 @@ from shared import codec, db, topics
 from shared.kafka import Group, Sink
 from shared.media import MediaStore
 from shared.messages import (
-    Answer,
-    EmbeddingBatch,
-    EmbeddingEntry,
     Label,
     Modality,
     Output,
@@ -41,7 +37,6 @@ from shared.messages import (
     Verdict,
 )
 
-BATCH_POSTS: Final = 500
 DIFFERENT: Final = 2_000
 """Posts that are not the same but for id and time."""
 
@@ -145,28 +140,24 @@ def outputs(which: Sequence[Service], count: int, on: Servers, *, first: int = 0
     shown = [kind for service, kind in kinds.items() if service in which]
     if shown:
         texts = load.with_media(texts, MediaStore(on.media), shown)
-    chunks = _chunks(texts, range(first, first + count))
-    match which[0]:
-        case Service.fusion:
-            return _embeddings(chunks, on.kafka.partitions)
-        case Service.alerts:
-            return _sentiments(chunks)
-        case _:
-            return ([codec.encode_post(post) for post in chunk] for chunk in chunks)
-
-
-def _chunks(texts: Sequence[Post], numbers: range) -> Iterator[list[Post]]:
-    """Posts in hundreds, from a few thousand texts over and over: making them must not take the longest."""
+    # A few thousand texts over and over: making them must not take the longest.
     every = (
         replace(
             texts[number % len(texts)],
             post_id=f"bench:{number}",
             event_time=load.START + timedelta(seconds=number),
         )
-        for number in numbers
+        for number in range(first, first + count)
     )
-    while chunk := list(islice(every, BATCH_POSTS)):
-        yield chunk
+    chunks = load.in_chunks(every)
+    match which[0]:
+        case Service.fusion:
+            model = FusionModel.load(SHIPPED_WEIGHTS, "cpu")
+            return load.embeddings(chunks, model.dimensions, model.encoders, on.kafka.partitions)
+        case Service.alerts:
+            return _sentiments(chunks)
+        case _:
+            return ([codec.encode_post(post) for post in chunk] for chunk in chunks)
 
 
 def _sentiments(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
@@ -184,32 +175,3 @@ def _sentiments(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
             codec.encode_sentiment(PostSentiment(post, 1, verdict, complete=True, classified_time=load.START))
             for post, verdict in zip(chunk, cycle(verdicts), strict=False)
         ]
-
-
-def _embeddings(chunks: Iterable[list[Post]], partitions: int) -> Iterator[list[Output]]:
-    """Every expected answer, one partition after the other, text before the rest as in life."""
-    model = FusionModel.load(SHIPPED_WEIGHTS, "cpu")
-    rng = np.random.default_rng(1)
-    drawn = {
-        modality: rng.normal(size=(BATCH_POSTS, dimension)).astype(np.float16)
-        for modality, dimension in model.dimensions.items()
-    }
-    for number, chunk in enumerate(chunks):
-        written = []
-        for modality, dimension in model.dimensions.items():
-            some = [post for post in chunk if modality in post.expected]
-            entries = tuple(
-                EmbeddingEntry(post, Answer(vector))
-                for post, vector in zip(some, drawn[modality], strict=False)
-            )
-            batch = EmbeddingBatch(modality, model.encoders.get(modality, ""), dimension, entries)
-            written.append(
-                codec.encode_embeddings(
-                    batch,
-                    partition=number % partitions,
-                    service="bench",
-                    id=f"{number}/{modality}",
-                    time=load.START,
-                )
-            )
-        yield written

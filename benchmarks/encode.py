@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from benchmarks import load
 from benchmarks.figures import AsJson, Device, OnDevice, Rounds, in_turn_by, show
 from benchmarks.system import servers
-from benchmarks.usage import Usage, batches, shares
+from benchmarks.usage import batches, shares, usage
 from deploy.local import stack
 from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
@@ -136,7 +136,7 @@ def encode(
         else:
             bare = subject.bare(inputs)
             ours = os.getpid()
-            with Usage() as usage:
+            with usage() as used:
                 alone, service = in_turn_by(rounds, (bare, ours), (plain, ours))
             figures |= {
                 "posts_per_s": round(len(every) / service.wall_s, 1),
@@ -145,7 +145,7 @@ def encode(
                 "ratio_to_bare_loop": round(alone.wall_s / service.wall_s, 3),
                 "cpu_ratio_to_bare_loop": round(alone.cpu_s / service.cpu_s, 3),
                 **shares(filled),
-                **usage.figures(),
+                **used,
             }
         counted = batch_s[len(polls) :]  # without the round that warms up
         figures |= {f"batch_ms_p{p}": round(1000 * float(np.percentile(counted, p)), 1) for p in (50, 95, 99)}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from statistics import median
 from time import process_time
 from typing import TypeVar
@@ -39,7 +40,11 @@ def join(
     """
     torch.set_num_threads(1)
     model = FusionModel.load(SHIPPED_WEIGHTS, device)
-    records = load.embedding_records(posts, dict(model.dimensions), dict(model.encoders))
+    written = load.embeddings(load.in_chunks(load.posts(posts)), model.dimensions, model.encoders)
+    records = [
+        Record(topics.EMBEDDINGS.name, 0, offset, None, output.value)
+        for offset, output in enumerate(chain.from_iterable(written))
+    ]
     embeddings = sum(len(post.expected) for post in load.posts(posts))
     settle()  # as the service does
     runs = [_run(model, records, posts) for _ in range(rounds + 1)][1:]

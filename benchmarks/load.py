@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import struct
 import wave
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
 
@@ -17,13 +17,15 @@ from PIL import Image, ImageDraw
 
 from shared import codec
 from shared.media import MediaStore
-from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Media, Modality, Post, Record
+from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Media, Modality, Output, Post, Record
 
 VOICES: Final = Path(__file__).parents[1] / "demo" / "media" / "voices"
 PICTURE_SIZE: Final = (1080, 810)
 CLIP_S: Final = 5
 DRAWN: Final = 24
 """Pictures drawn, and clips cut; more of them are the same ones with another comment, and so another hash."""
+
+CHUNK_POSTS: Final = 500
 
 START = datetime(2026, 6, 13, tzinfo=UTC)
 MEAN_TOKENS = 29
@@ -155,26 +157,44 @@ def numbered(content: bytes, number: int) -> bytes:
     return struct.pack("<4sI", b"RIFF", len(whole)) + whole
 
 
-def embedding_records(
-    count: int, dimensions: dict[Modality, int], encoders: dict[Modality, str], *, batch: int = 500
-) -> list[Record]:
-    """Records of topic `embeddings` on one partition: every expected answer of `count` posts."""
+def embeddings(
+    chunks: Iterable[Sequence[Post]],
+    dimensions: Mapping[Modality, int],
+    encoders: Mapping[Modality, str],
+    partitions: int = 1,
+) -> Iterator[list[Output]]:
+    """Records of topic `embeddings`: of each chunk every expected answer, text before the rest as in life.
+
+    The chunks, of CHUNK_POSTS at most, go to one partition after the other. The vectors are random.
+    """
     rng = np.random.default_rng(1)
-    every = list(posts(count))
-    found: list[Record] = []
-    for start in range(0, count, batch):
+    drawn = {
+        modality: rng.normal(size=(CHUNK_POSTS, dimension)).astype(np.float16)
+        for modality, dimension in dimensions.items()
+    }
+    for number, chunk in enumerate(chunks):
+        found = []
         for modality, dimension in dimensions.items():
-            some = [post for post in every[start : start + batch] if modality in post.expected]
-            vectors = rng.normal(size=(len(some), dimension)).astype(np.float16)
+            some = [post for post in chunk if modality in post.expected]
             entries = tuple(
-                EmbeddingEntry(post, Answer(vector)) for post, vector in zip(some, vectors, strict=True)
+                EmbeddingEntry(post, Answer(vector))
+                for post, vector in zip(some, drawn[modality], strict=False)
             )
-            output = codec.encode_embeddings(
-                EmbeddingBatch(modality, encoders.get(modality, ""), dimension, entries),
-                partition=0,
-                service="bench",
-                id=f"{start}/{modality}",
-                time=START,
+            batch = EmbeddingBatch(modality, encoders.get(modality, ""), dimension, entries)
+            found.append(
+                codec.encode_embeddings(
+                    batch,
+                    partition=number % partitions,
+                    service="bench",
+                    id=f"{number}/{modality}",
+                    time=START,
+                )
             )
-            found.append(Record("embeddings", 0, len(found), None, output.value))
-    return found
+        yield found
+
+
+def in_chunks(every: Iterable[Post]) -> Iterator[list[Post]]:
+    """CHUNK_POSTS at a time, as many as an encoder answers in one record."""
+    left = iter(every)
+    while chunk := list(islice(left, CHUNK_POSTS)):
+        yield chunk

@@ -9,7 +9,8 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -59,35 +60,24 @@ class Gpu:
             self._seen.append((busy / 100, memory))
 
 
-class Usage:
-    """Measures from `with` to its end: this process with its children, and the whole GPU."""
+@contextmanager
+def usage() -> Iterator[dict[str, object]]:
+    """Measures from `with` to its end, this process with its children and the whole GPU; then the figures are
+    there.
 
-    def __init__(self) -> None:
-        self._gpu = Gpu()
-
-    def __enter__(self) -> Self:
-        self._began, self._cpu_began = time.perf_counter(), cpu_s(os.getpid())
-        self._gpu.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._seconds = time.perf_counter() - self._began
-        self._cpu_used_s = cpu_s(os.getpid()) - self._cpu_began
-        self._gpu.__exit__(kind, error, at)
-
-    def figures(self) -> dict[str, object]:
-        """cpu_cores_used: mean; below the machine's where something else ran on it too.
-
-        peak_rss_mib: of this process since it began, its loading included.
-        """
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {
-            "cpu_cores_used": round(self._cpu_used_s / self._seconds, 2),
-            "peak_rss_mib": round(peak_kib * 1024 / MIB),
-            **self._gpu.figures(),
-        }
+    cpu_cores_used: mean; below the machine's where something else ran on it too. peak_rss_mib: of this
+    process since it began, its loading included.
+    """
+    figures: dict[str, object] = {}
+    began, cpu_began = time.perf_counter(), cpu_s(os.getpid())
+    with Gpu() as gpu:
+        yield figures
+    cpu_cores = (cpu_s(os.getpid()) - cpu_began) / (time.perf_counter() - began)
+    figures |= {
+        "cpu_cores_used": round(cpu_cores, 2),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB),
+        **gpu.figures(),
+    }
 
 
 def memory_bytes(pid: int, field: str) -> int:
