@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from datetime import datetime
 from functools import lru_cache
 
@@ -48,7 +48,7 @@ def _time(time: datetime) -> bytes:
 
 def new_trace() -> str:
     """A fresh, sampled `traceparent` (W3C Trace Context, section 3.2)."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    return f"00-{_number(128):032x}-{_number(64):016x}-01"
 
 
 def child_span(traceparent: str) -> str:
@@ -56,4 +56,10 @@ def child_span(traceparent: str) -> str:
     parts = traceparent.split("-")
     if len(parts) != 4 or len(parts[1]) != 32:
         return new_trace()
-    return f"00-{parts[1]}-{secrets.token_hex(8)}-{parts[3]}"
+    return f"00-{parts[1]}-{_number(64):016x}-{parts[3]}"
+
+
+def _number(bits: int) -> int:
+    """Any but zero, which is no id. Ids must be unique and are no secrets: the system's generator would take
+    a system call for each verdict, 5 % of what a verdict costs."""
+    return random.getrandbits(bits) or 1
