@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 from datetime import datetime
 from functools import lru_cache
+
+# Ids must be unique and are no secrets: the system's generator would take a system call, 5 % of what a verdict
+# costs. Services are forked from one process (deploy.local.fork) and must not all go on from its state.
+_ids = random.Random()
+os.register_at_fork(after_in_child=_ids.seed)
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -60,6 +66,5 @@ def child_span(traceparent: str) -> str:
 
 
 def _number(bits: int) -> int:
-    """Any but zero, which is no id. Ids must be unique and are no secrets: the system's generator would take
-    a system call for each verdict, 5 % of what a verdict costs."""
-    return random.getrandbits(bits) or 1
+    """Any but zero, which is no id."""
+    return _ids.getrandbits(bits) or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_trace_is_new_each_time_and_continued_by_its_children() -> None:
     assert TRACEPARENT.fullmatch(child)
     assert child != trace
     assert child.split("-")[1] == trace.split("-")[1]
+
+
+def test_forked_processes_do_not_draw_the_same_ids() -> None:
+    with (
+        multiprocessing.get_context("fork").Pool(1) as one,
+        multiprocessing.get_context("fork").Pool(1) as two,
+    ):
+        drawn = {one.apply(cloudevents.new_trace), two.apply(cloudevents.new_trace), cloudevents.new_trace()}
+    assert len(drawn) == 3
 
 
 @pytest.mark.parametrize("broken", ["", "junk", "00-short-b-01", "a-b-c-d-e"])
