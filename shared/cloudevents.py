@@ -7,8 +7,8 @@ import random
 from datetime import datetime
 from functools import lru_cache
 
-# Ids must be unique and are no secrets: the system's generator would take a system call, 5 % of what a verdict
-# costs. Services are forked from one process (deploy.local.fork) and must not all go on from its state.
+# Ids must be unique and are no secrets: the system's generator would take a system call, 5 % of a verdict.
+# Services are forked from one process (deploy.local.fork) and must not all go on from its state.
 _ids = random.Random()
 os.register_at_fork(after_in_child=_ids.seed)
 

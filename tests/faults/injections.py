@@ -355,6 +355,8 @@ MIX: Final = Fault(
 )
 FAULTS: Final = (
     MIX,
+    # Early: it reads whatever the faults before it left, 20 times.
+    Fault("replay", "records again and out of order; fusion from offset 0", replay),
     Fault("kill-text-encoder", "kill -9 of the text encoder", kill_service("text_encoder")),
     Fault(
         "kill-image-encoder",
@@ -392,6 +394,5 @@ FAULTS: Final = (
         plan={"image_every": 20, "picture_bytes": 24_000},
     ),
     Fault("zombie", "SIGSTOP beyond max.poll.interval", pause, around=second_members),
-    Fault("replay", "records again and out of order; fusion from offset 0", replay),
     Fault("clock", "the services' clock jumps by up to 6 h", jump, around=own_clock),
 )
