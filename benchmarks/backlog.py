@@ -15,6 +15,8 @@ from itertools import cycle
 from typing import Annotated, Final
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, track
 
 from benchmarks import load
 from benchmarks.figures import AsJson, show
@@ -87,7 +89,8 @@ def backlog(wanted: Sequence[Service], count: int, limit_s: float) -> dict[str, 
     with servers(stack.KAFKA, stack.POSTGRES, stack.REDIS) as on:
         began = time.monotonic()
         with Sink(on.kafka) as sink:
-            for some in outputs(which, count, on):
+            chunks = -(-count // load.CHUNK_POSTS)
+            for some in track(outputs(which, count, on), "filling", chunks, console=Console(stderr=True)):
                 sink.write(some)
         filled_s = time.monotonic() - began
         with services(on, which) as running:
@@ -106,11 +109,17 @@ def _watch(on: Servers, running: Services, which: Sequence[Service], limit_s: fl
     own: dict[str, list[int]] = {name: [] for name in pids}
     children: dict[str, list[int]] = {name: [] for name in pids}
     began = time.monotonic()
-    with ExitStack() as entered:
+    with ExitStack() as entered, Progress(console=Console(stderr=True)) as progress:
+        bars = {each: progress.add_task(f"left to {each}", total=None) for each in which}
         groups = {each: entered.enter_context(Group(on.kafka, each, each.topic)) for each in which}
         while True:
             # Along the pipeline: when one has nothing left, all that the next is to get from it is there.
-            left = {each: sum(end - at for at, end in groups[each].progress().values()) for each in which}
+            left: dict[Service, int] = {}
+            for each in which:
+                places = groups[each].progress().values()
+                left[each] = sum(end - at for at, end in places)
+                end = sum(end for _, end in places)
+                progress.update(bars[each], total=end, completed=end - left[each])
             for name, pid in pids.items():
                 own[name].append(memory_bytes(pid, "VmRSS"))
                 children[name].append(children_bytes(pid))
