@@ -30,14 +30,7 @@ from services.fusion.verify import verify
 from shared import codec, db, topics
 from shared.kafka import Group, Sink
 from shared.media import MediaStore
-from shared.messages import (
-    Label,
-    Modality,
-    Output,
-    Post,
-    PostSentiment,
-    Verdict,
-)
+from shared.messages import Label, Modality, Output, Post, PostSentiment, Verdict
 
 DIFFERENT: Final = 2_000
 """Posts that are not the same but for id and time."""

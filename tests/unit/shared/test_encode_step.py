@@ -152,7 +152,10 @@ def test_a_batch_of_poison_is_absent_one_by_one_and_does_not_stop_the_service(me
     encoder = Failing()
     run = encode_step("text_encoder", encoder, media, canary=Canary(encoder))
     records = [record(post(f"x:{n}", text="poison"), 0, n) for n in range(500)]
-    *_, batch = run(records, NOON.timestamp()).outputs
+    result = run(records, NOON.timestamp())
+    *letters, batch = result.outputs
+    assert [letter.topic for letter in letters] == ["posts.dlq"] * 500
+    assert result.posts == 500, "answered, so they are none of the dead letters in a row that end a service"
     assert {entry.answer.vector is None for entry in codec.decode_embeddings(batch.value).entries} == {True}
     assert encoder.sizes == [1, 500, 1], "the canary was asked at the start and after the batch"
 
