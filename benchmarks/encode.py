@@ -36,7 +36,7 @@ from services.text_encoder.encoder import TextEncoder
 from services.text_encoder.settings import TextEncoderSettings
 from shared import e5_weights, heartbeat
 from shared.canary import Canary
-from shared.device import choose_device
+from shared.device import choose_device, started_on
 from shared.e5 import E5, Bert, BertConfig, token_batches
 from shared.embedding_cache import EmbeddingCache
 from shared.encoding import Encoder, Input, encode_step
@@ -203,15 +203,21 @@ def _text(model: ModelSettings, shape: Shape) -> Subject:
         e5.compile_for(budget)
     encoder = TextEncoder(e5, max_batch_tokens=budget)
 
+    @torch.inference_mode()
+    def computed(batches: Sequence[Callable[[], torch.Tensor]]) -> Callable[[], Sequence[torch.Tensor]]:
+        vectors = [batch() for batch in batches]
+        return lambda: [some.cpu() for some in vectors]
+
+    start = started_on(model.device, computed)
+
     def bare(inputs: Sequence[Input]) -> Callable[[], object]:
         rows = e5.tokenize([item.text for item in inputs])
         packed = token_batches([*map(len, rows)], budget)
         batches = [e5.ready([rows[i] for i in batch]) for batch in packed]
 
         def loop() -> None:
-            with torch.inference_mode():
-                for vectors in [batch() for batch in batches]:
-                    vectors.cpu()
+            for vectors in [start([batch]) for batch in batches]:
+                vectors()
 
         return loop
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+Item = TypeVar("Item")
+Encoded = TypeVar("Encoded")
 
 
 def choose_device(device: str) -> str:
@@ -24,6 +29,30 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def started_on(
+    device: str, start: Callable[[Sequence[Item]], Callable[[], Sequence[Encoded]]]
+) -> Callable[[Sequence[Item]], Callable[[], Sequence[Encoded]]]:
+    """`start` (see `shared.encoding.ahead`) for batches that follow one another on this device.
+
+    On a CPU as many batches are computed side by side as torch has threads here, each by one of them: threads
+    that share a batch wait for one another at every layer, and far longer where another process has their
+    core. On a GPU a batch is handed over at once, in order.
+    """
+    if device != "cpu":
+        return start
+    pool = ThreadPoolExecutor(
+        torch.get_num_threads(),
+        thread_name_prefix="model",
+        initializer=torch.set_num_threads,  # of the thread that calls it; those there are keep theirs
+        initargs=(1,),
+    )
+
+    def submitted(items: Sequence[Item]) -> Callable[[], Sequence[Encoded]]:
+        return pool.submit(lambda: start(items)()).result
+
+    return submitted
 
 
 def copied(tensor: Tensor) -> Callable[[], npt.NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from services.image_encoder import efficientnet
 from services.image_encoder.settings import ImageEncoderSettings
 from shared import metrics
 from shared.decoding import Decoders
-from shared.device import choose_device, copied, state_digest
+from shared.device import choose_device, copied, started_on, state_digest
 from shared.encoding import Input, ahead, answer
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
@@ -72,6 +72,7 @@ class ImageEncoder:
         self._decode = decode
         self._decode_on_device = decode_on_device
         self.batch = max(1, max_batch_pixels // model.side**2)
+        self._start = started_on(device, self._batch)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         self._mean = torch.tensor(model.mean, device=device)[:, None, None]
         self._deviation = torch.tensor(model.deviation, device=device)[:, None, None]
@@ -110,7 +111,7 @@ class ImageEncoder:
             loaded,
             decoders.decode,
             device=device,
-            max_batch_pixels=image.max_batch_pixels,
+            max_batch_pixels=image.pixel_budget(device),
             decoders=image.decoders,
             decode_on_device=on_the_gpu,
         )
@@ -181,7 +182,7 @@ class ImageEncoder:
             return error
 
     @torch.inference_mode()
-    def _start(self, pictures: Sequence[Any]) -> Callable[[], list[Floats]]:
+    def _batch(self, pictures: Sequence[Any]) -> Callable[[], list[Floats]]:
         # Pixels or Tensors. uint8 to the device, float only there: a quarter of the copying.
         vectors = self._model.network(
             ((self._placed(pictures) - self._mean) / self._deviation).to(self._dtype)

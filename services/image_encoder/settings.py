@@ -15,7 +15,11 @@ class ImageEncoderSettings(Settings):
     max_pixels: int = Field(
         40_000_000, ge=64, description="larger pictures are not decoded: up to 800 MB of memory"
     )
-    max_batch_pixels: int = Field(16 * 224 * 224, ge=1, description="pixels a batch of the model may hold")
+    max_batch_pixels: int = Field(
+        0,
+        ge=0,
+        description="pixels a batch of the model may hold; 0: 2 pictures of 224x224 on a CPU, 16 on a GPU",
+    )
     max_poll_records: int = Field(128, ge=1, description="posts of one step at most")
     decoders: int = Field(1, ge=1, description="processes that decode, each of them 40 MB at rest")
     decode_memory_bytes: int = Field(
@@ -29,3 +33,6 @@ class ImageEncoderSettings(Settings):
     decode_on_device: bool = Field(
         False, description="decode JPEGs by nvJPEG, in this process and without its limits; cuda only"
     )
+
+    def pixel_budget(self, device: str) -> int:
+        return self.max_batch_pixels or (16 if device == "cuda" else 2) * 224 * 224

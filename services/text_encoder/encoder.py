@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from shared import metrics
-from shared.device import choose_device
+from shared.device import choose_device, started_on
 from shared.e5 import E5, Reading, token_batches
 from shared.encoding import Input, ahead, answer, halving
 from shared.errors import InvalidMessage
@@ -27,6 +27,7 @@ class TextEncoder:
     def __init__(self, e5: E5, *, max_batch_tokens: int) -> None:
         self._e5 = e5
         self._max_batch_tokens = max_batch_tokens
+        self._start = started_on(e5.device.type, self._batch)
         self.model_version = e5.model_version
         self.dimensions: Mapping[Modality, int] = {Modality.TEXT: e5.dimension}
 
@@ -76,6 +77,6 @@ class TextEncoder:
     def finish(self, vectors: Sequence[Floats | Exception]) -> list[Mapping[Modality, Answer]]:
         return [{Modality.TEXT: answer(vector)} for vector in vectors]
 
-    def _start(self, rows: Sequence[Reading]) -> Callable[[], Sequence[Floats]]:
+    def _batch(self, rows: Sequence[Reading]) -> Callable[[], Sequence[Floats]]:
         wait = self._e5.start(rows)
         return lambda: list(wait())
