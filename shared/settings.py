@@ -137,8 +137,8 @@ class TextModelSettings(Settings):
     prefix: str | None = Field(None, description='put before every text; unset: "query: " for E5 models only')
     max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are cut; E5 takes up to 512")
     max_batch_tokens: int = Field(
-        0, ge=0, description="tokens a batch may hold, padding counted; 0: 1,024 on a CPU, 32,768 on a GPU"
+        0, ge=0, description="tokens a batch may hold, padding counted; 0: 384 on a CPU, 32,768 on a GPU"
     )
 
     def token_budget(self, device: str) -> int:
-        return self.max_batch_tokens or (32_768 if device == "cuda" else 1_024)
+        return self.max_batch_tokens or (32_768 if device == "cuda" else 384)
