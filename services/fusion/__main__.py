@@ -18,7 +18,8 @@ from shared.settings import KafkaSettings, PostgresSettings, WorkerSettings
 def run() -> None:
     stopped = worker.on_sigterm()
     settings, postgres = FusionSettings(), PostgresSettings()
-    model = FusionModel.load(settings.model, settings.device)
+    # The network is small: threads that share its products wait for one another longer than they compute.
+    model = FusionModel.load(settings.model, settings.device, threads=1)
     fusion = Fusion(
         Join(
             grace_s=settings.grace_s,

@@ -469,8 +469,13 @@ class FusionModel:
             self._prior_emotions = _emotions(feelings, 1)[0]
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto") -> FusionModel:
-        """The model in folder `path`. Raises FileNotFoundError or ValueError; device: auto | cpu | cuda."""
+    def load(cls, path: Path, device: str = "auto", *, threads: int = 0) -> FusionModel:
+        """The model in folder `path`. Raises FileNotFoundError or ValueError.
+
+        device: auto | cpu | cuda. threads: of torch in this process; 0 leaves them as they are.
+        """
+        if threads:
+            torch.set_num_threads(threads)
         network = load_network(path)
         version = f"{network.config.name}@{sha256_of(path / WEIGHTS)[:12]}"
         trained_on = json.loads((path / CONFIG).read_text())["facts"].get("encoders", {})
