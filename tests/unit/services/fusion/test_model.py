@@ -25,6 +25,7 @@ from services.fusion.model import (
     save,
     subset_codes,
 )
+from services.fusion.settings import SHIPPED_WEIGHTS
 from shared.messages import Label, Modality, Vector
 
 WIDTHS = {"text": 6, "image": 8, "audio": 5, "speech": 6}
@@ -216,3 +217,15 @@ def test_impossible_shapes_are_refused() -> None:
 def test_the_encoders_it_was_trained_on_travel_with_the_model(tmp_path: Path) -> None:
     save(network(), tmp_path, {"encoders": {"text": "encoder@1", "gesture": "other@1"}})
     assert FusionModel.load(tmp_path, "cpu").encoders == {Modality.TEXT: "encoder@1"}
+
+
+def test_a_model_is_loaded_for_so_many_threads_or_leaves_them_alone() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        FusionModel.load(SHIPPED_WEIGHTS, "cpu")
+        assert torch.get_num_threads() == 2
+        FusionModel.load(SHIPPED_WEIGHTS, "cpu", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -78,6 +78,24 @@ def test_the_model_has_its_first_batch_while_later_pictures_are_decoded() -> Non
     assert [answer[Modality.IMAGE].absent_reason for answer in answers] == [""] * 5
 
 
+def test_batches_are_computed_side_by_side() -> None:
+    both = threading.Barrier(2)
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        both.wait(timeout=30)  # one batch alone would wait in vain
+        return mean_colour(pixels)
+
+    model = ImageModel(network, "colours@1", 3, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        encoder = ImageEncoder(model, decoder(8, 10_000), device="cpu", max_batch_pixels=64, decoders=1)
+    finally:
+        torch.set_num_threads(before)
+    answers = encoder.encode([Input(media=(png("red"),)), Input(media=(png("blue"),))])
+    assert [answer[Modality.IMAGE].absent_reason for answer in answers] == ["", ""]
+
+
 def test_a_batch_equals_its_rows_one_by_one() -> None:
     torch.manual_seed(0)
     network = EfficientNetLite0().eval()

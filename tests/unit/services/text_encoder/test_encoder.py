@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,24 @@ def test_batches_and_their_padding_are_counted(encoder: TextEncoder) -> None:
     before = counted()
     encoder.encode([Input("good"), Input(""), Input("yes")])  # 5 and 4 tokens in one batch of up to 64
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [64, 10, 1]
+
+
+def test_batches_are_computed_side_by_side_by_threads_of_the_model() -> None:
+    both = threading.Barrier(2)
+
+    class Meeting(Letters):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            both.wait(timeout=30)  # one batch alone would wait in vain
+            return super().forward(input_ids, attention_mask)
+
+    network = Meeting()
+    network.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
+    e5 = E5(network, tokenize, dimension=3, pad_id=0, prefix="", max_tokens=16, model_version="letters@1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        encoder = TextEncoder(e5.eval(), max_batch_tokens=5)
+    finally:
+        torch.set_num_threads(before)
+    answers = encoder.encode([Input("good"), Input("fine")])
+    assert [answer[Modality.TEXT].absent_reason for answer in answers] == ["", ""]
