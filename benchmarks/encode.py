@@ -185,18 +185,18 @@ def _through(
 
 def _text(model: ModelSettings, shape: Shape) -> Subject:
     text = TextModelSettings()
-    dtype = torch.float16 if model.device == "cuda" else torch.float32
     if shape is Shape.default:
         e5 = E5.load(
             text.model,
             cache_dir=model.cache_dir,
             device=model.device,
-            dtype=dtype,
+            precision=text.precision,
             max_tokens=text.max_tokens,
             prefix=text.prefix,
             adapter=text.adapter,
         )
     else:
+        dtype = torch.float16 if model.device == "cuda" else torch.float32
         e5 = roberta_base(model, text.max_tokens).to(model.device, dtype).eval()
     budget = text.token_budget(model.device)
     if model.compile:
@@ -271,7 +271,7 @@ def _audio(model: ModelSettings, shape: Shape) -> Subject:
     encoder = AudioEncoder.load(model, settings, text)
 
     def bare(inputs: Sequence[Input]) -> Callable[[], object]:
-        clips = encoder.prepare(inputs)
+        clips = list(encoder.prepare(inputs))
         return lambda: encoder.forward(clips)
 
     return Subject(encoder, bare, settings.max_poll_records)

@@ -51,6 +51,8 @@ CONCURRENT: Final = 8
 REQUEST_TEXTS: Final = 32
 SHOWN: Final = 4
 LEAST_COSINE: Final = 0.999
+OURS: Final = "crowdtone"
+OURS_EXACT: Final = "crowdtone_float32"
 
 Vectors = Callable[[Sequence[str]], Any]
 """All texts through a peer; returns the vectors of the first SHOWN."""
@@ -71,40 +73,51 @@ def peers(
 ) -> None:
     """The text encoder's step over sentence-transformers, the transformers pipeline and infinity, on the CPU.
 
-    The default model without its adapter, whose weights only we have. What cannot be installed or does not
-    start is null, with the reason under `why`.
+    The default model without its adapter, whose weights only we have; ours as it is by default (int8 where
+    that is possible) and in float32, as the peers compute it. What cannot be installed or does not start is
+    null, with the reason under `why`.
     """
     if choose_device(device) != "cpu":
         raise typer.BadParameter("the peers are measured on the CPU")
     model, text = ModelSettings(device="cpu"), TextModelSettings(adapter=NO_ADAPTER)
     encoder = TextEncoder.load(model, text)
+    exact = TextEncoder.load(model, text.model_copy(update={"precision": "float32"}))
     every = list(load.posts(posts))
     texts = [E5_PREFIX + post.text for post in every]  # as our service puts it before
     records = load.records(every)
     poll = TextEncoderSettings().posts_of_poll("cpu")
     why: dict[str, str] = {}
     cosines: dict[str, float] = {}
-    own = [
-        answer[Modality.TEXT].vector
-        for answer in encoder.encode([Input(post.text) for post in every[:SHOWN]])
-    ]
+    own, fast = (
+        [
+            answer[Modality.TEXT].vector
+            for answer in either.encode([Input(post.text) for post in every[: max(SHOWN, poll)]])
+        ]
+        for either in (exact, encoder)
+    )
     with ExitStack() as kept:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="crowdtone-peers-")))
-        step = encode_step(
-            "bench", encoder, MediaStore(MediaSettings(url=folder.as_uri())), canary=Canary(encoder)
-        )
+        media = MediaStore(MediaSettings(url=folder.as_uri()))
 
-        def ours() -> None:
-            for start in range(0, posts, poll):
-                step(records[start : start + poll], 0.0)
+        def through(encoder: TextEncoder) -> Callable[[], None]:
+            step = encode_step("bench", encoder, media, canary=Canary(encoder))
 
-        works: dict[str, tuple[Callable[[], object], int]] = {"crowdtone": (ours, os.getpid())}
+            def ours() -> None:
+                for start in range(0, posts, poll):
+                    step(records[start : start + poll], 0.0)
+
+            return ours
+
+        works: dict[str, tuple[Callable[[], object], int]] = {
+            OURS: (through(encoder), os.getpid()),
+            OURS_EXACT: (through(exact), os.getpid()),
+        }
         weights = e5_weights.default_folder(model.cache_dir)
         cache = model.cache_dir.expanduser()
         for name, start in PEERS.items():
             try:
                 vectors, pid = kept.enter_context(start(cache, weights, folder))
-                cosines[name] = min(map(_cosine, own, vectors(texts[:SHOWN])))
+                cosines[name] = min(map(_cosine, own[:SHOWN], vectors(texts[:SHOWN])))
             except Missing as missing:
                 why[name] = str(missing)
                 continue
@@ -116,15 +129,25 @@ def peers(
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "posts": posts,
-        "posts_per_s": round(posts / took["crowdtone"].wall_s, 1),
+        "model_version": encoder.model_version,
+        "posts_per_s": round(posts / took[OURS].wall_s, 1),
+        "float32_posts_per_s": round(posts / took[OURS_EXACT].wall_s, 1),
     }
-    own_took = took["crowdtone"]
     for name in PEERS:
         of_peer = took.get(name)
         figures[f"{name}_posts_per_s"] = round(posts / of_peer.wall_s, 1) if of_peer else None
-        figures[f"ratio_to_{name}"] = round(of_peer.wall_s / own_took.wall_s, 3) if of_peer else None
-        figures[f"cpu_ratio_to_{name}"] = round(of_peer.cpu_s / own_took.cpu_s, 3) if of_peer else None
-    figures |= {"least_cosine": round(min(cosines.values(), default=1.0), 5), "why": why}
+        for prefix, mine in (("", took[OURS]), ("float32_", took[OURS_EXACT])):
+            wall = round(of_peer.wall_s / mine.wall_s, 3) if of_peer else None
+            cpu = round(of_peer.cpu_s / mine.cpu_s, 3) if of_peer else None
+            figures[f"{prefix}ratio_to_{name}"] = wall
+            figures[f"{prefix}cpu_ratio_to_{name}"] = cpu
+    to_float32 = [*map(_cosine, own, fast)]
+    figures |= {
+        "least_cosine": round(min(cosines.values(), default=1.0), 5),
+        "mean_cosine_to_float32": round(float(np.mean(to_float32)), 5),
+        "least_cosine_to_float32": round(min(to_float32), 5),
+        "why": why,
+    }
     show("peers", figures, as_json)
 
 

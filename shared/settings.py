@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -133,6 +133,11 @@ class TextModelSettings(Settings):
     adapter: str = Field(
         "shipped",
         description='"shipped": the default model\'s own; "none"; or the folder of a fine-tuned adapter',
+    )
+    precision: Literal["auto", "float32", "float16", "int8"] = Field(
+        "auto",
+        description="of the arithmetic; auto: float16 on a GPU, int8 on a CPU for the default model and "
+        "other BERTs, else float32",
     )
     prefix: str | None = Field(None, description='put before every text; unset: "query: " for E5 models only')
     max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are cut; E5 takes up to 512")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,9 @@ from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
 from services.audio_encoder.whisper import HOP_SAMPLES, NAME, Heard, Whisper, padded_frames
 from shared import metrics
 from shared.decoding import Decoders
-from shared.device import choose_device, state_digest
+from shared.device import choose_device, started_on, state_digest
 from shared.e5 import E5
-from shared.encoding import NO_SPEECH, Input, answer, halving, in_batches
+from shared.encoding import NO_SPEECH, Input, ahead, answer, halving
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -61,6 +61,7 @@ class AudioEncoder:
         e5: E5,
         decode: Callable[[bytes], Waveform],
         *,
+        device: str,
         max_audio_s: float,
         decoders: int,
         max_batch_frames: int,
@@ -73,6 +74,7 @@ class AudioEncoder:
         self._whisper = whisper
         self._e5 = e5
         self._voice = voice
+        self._start = started_on(device, self._batch)
         self._max_audio_s = max_audio_s
         self._max_batch_frames = max_batch_frames
         self._max_batch_tokens = max_batch_tokens
@@ -98,20 +100,21 @@ class AudioEncoder:
             max_bytes=4 * int(audio.max_audio_s * SAMPLE_RATE_HZ),
         )
         return cls(
-            Whisper.load(model.cache_dir, device=device, threads=model.threads),
+            Whisper.load(model.cache_dir, device=device),
             E5.load(
                 text.model,
                 cache_dir=model.cache_dir,
                 device=device,
-                dtype=torch.float16 if device == "cuda" else torch.float32,
+                precision=text.precision,
                 max_tokens=text.max_tokens,
                 prefix=text.prefix,
                 adapter=text.adapter,
             ),
             decoders.decode,
+            device=device,
             max_audio_s=audio.max_audio_s,
             decoders=audio.decoders,
-            max_batch_frames=audio.max_batch_frames,
+            max_batch_frames=audio.frame_budget(device),
             max_batch_tokens=text.token_budget(device),
             voice=None if audio.model == NAME else _hugging_face(audio.model, model.cache_dir, device),
         )
@@ -119,34 +122,43 @@ class AudioEncoder:
     def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
         return self.finish(self.forward(self.prepare(inputs)))
 
-    def prepare(self, inputs: Sequence[Input]) -> list[Clip | Exception]:
-        """The waveform of each post, and whether somebody speaks in it, or why there is none."""
-        return list(self._decoders.map(self._clip, inputs))
+    def prepare(self, inputs: Sequence[Input]) -> Iterable[Clip | Exception]:
+        """The waveform of each post, and whether somebody speaks in it, or why there is none.
 
-    def forward(self, clips: Sequence[Clip | Exception]) -> list[Heard | Exception]:
-        """What was heard per clip, in order."""
-        batches = self._batches(clips)
-        waveforms = [clip.waveform for clip in clips if not isinstance(clip, Exception)]
-        filled = sum(map(padded_frames, waveforms))
-        metrics.batched(
-            "audio_encoder",
-            budget=len(batches) * self._max_batch_frames,
-            filled=filled,
-            padding=filled - sum(-(-waveform.size // HOP_SAMPLES) for waveform in waveforms),
-        )
-        return in_batches(self._listen, clips, batches)
+        The decoders begin at once with all of them; each is waited for when it is asked for.
+        """
+        return self._decoders.map(self._clip, inputs)
 
-    def _batches(self, clips: Sequence[Clip | Exception]) -> list[list[int]]:
-        """Indices of the clips in batches of one padded length, up to the budget of frames."""
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for i, clip in enumerate(clips):
-            if not isinstance(clip, Exception):
-                by_length[padded_frames(clip.waveform)].append(i)
-        batches = []
-        for frames, indices in sorted(by_length.items()):
-            size = max(1, self._max_batch_frames // frames)
-            batches += [indices[start : start + size] for start in range(0, len(indices), size)]
-        return batches
+    def forward(self, clips: Iterable[Clip | Exception]) -> list[Heard | Exception]:
+        """What was heard per clip, in order. A batch holds clips of one padded length, up to the budget of
+        frames, and goes to the model as soon as it is full, while the next clips are being decoded."""
+        seen: list[Clip | Exception] = []
+
+        def counted(frames: int, batch: list[int]) -> list[int]:
+            filled = frames * len(batch)
+            sounding = sum(
+                -(-clip.waveform.size // HOP_SAMPLES) for i in batch if isinstance(clip := seen[i], Clip)
+            )
+            metrics.batched(
+                "audio_encoder", budget=self._max_batch_frames, filled=filled, padding=filled - sounding
+            )
+            return batch
+
+        def batches() -> Iterator[list[int]]:
+            begun: defaultdict[int, list[int]] = defaultdict(list)
+            for clip in clips:
+                seen.append(clip)
+                if isinstance(clip, Exception):
+                    continue
+                frames = padded_frames(clip.waveform)
+                begun[frames].append(len(seen) - 1)
+                if (len(begun[frames]) + 1) * frames > self._max_batch_frames:
+                    yield counted(frames, begun.pop(frames))
+            # The longest first, so that those computed side by side end together.
+            for frames, batch in sorted(begun.items(), reverse=True):
+                yield counted(frames, batch)
+
+        return ahead(self._start, seen, batches())
 
     def finish(self, heard: Sequence[Heard | Exception]) -> list[Mapping[Modality, Answer]]:
         words = [item.words for item in heard if not isinstance(item, Exception)]
@@ -181,6 +193,10 @@ class AudioEncoder:
             return error
         waveform = np.concatenate(parts)
         return Clip(waveform, bool(get_speech_timestamps(waveform, VadOptions())), item.language)
+
+    def _batch(self, clips: Sequence[Clip]) -> Callable[[], Sequence[Heard]]:
+        heard = self._listen(clips)
+        return lambda: heard
 
     def _listen(self, clips: Sequence[Clip]) -> list[Heard]:
         heard = self._whisper.listen(

@@ -15,7 +15,11 @@ class AudioEncoderSettings(Settings):
         "whisper-base", description="of the voice: the default, a Hugging Face id or a local folder"
     )
     max_audio_s: float = Field(30.0, ge=1, le=30, description="seconds of a post's sound that are heard")
-    max_batch_frames: int = Field(6_000, ge=100, description="10 ms frames a batch may hold, padding counted")
+    max_batch_frames: int = Field(
+        0,
+        ge=0,
+        description="10 ms frames a batch may hold, padding counted; 0: 2,000 on a CPU, 6,000 on a GPU",
+    )
     max_poll_records: int = Field(
         32, ge=1, description="posts of one step at most: a clip costs a second of CPU"
     )
@@ -28,3 +32,6 @@ class AudioEncoderSettings(Settings):
     decode_cpu_s: float = Field(
         3.0, gt=0, description="CPU time one sound may take to decode; one that needs more is absent"
     )
+
+    def frame_budget(self, device: str) -> int:
+        return self.max_batch_frames or (6_000 if device == "cuda" else 2_000)

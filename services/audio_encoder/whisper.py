@@ -6,7 +6,6 @@ Source: Radford et al. 2022 (Whisper), sections 2.2 and 2.3; thresholds of secti
 
 from __future__ import annotations
 
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -138,28 +137,33 @@ def _filters(device: str) -> tuple[Tensor, Tensor]:
 
 
 class Whisper:
-    """The model on its device. `listen` takes clips of one padded length."""
+    """The model on its device. `listen` takes clips of one padded length.
 
-    def __init__(self, folder: Path, *, device: str, threads: int, version: str) -> None:
+    On a CPU as many threads may be in `listen` as torch has here, and each is computed for by one.
+    """
+
+    def __init__(self, folder: Path, *, device: str, version: str) -> None:
         self.version = version
         self.dimension = 2 * WIDTH
         self._device = device
-        compute_type = "float16" if device == "cuda" else "int8"
+        threads = torch.get_num_threads()
         self._model = ctranslate2.models.Whisper(
             str(folder),
             device=device,
-            compute_type=compute_type,
-            intra_threads=threads or os.cpu_count() or 1,
+            compute_type="float16" if device == "cuda" else "int8",
+            inter_threads=threads if device == "cpu" else 1,
+            intra_threads=1,
         )
+        torch.set_num_threads(threads)  # CTranslate2 has told OpenMP 1, which torch takes for its own
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._start = self._token("<|startoftranscript|>")
         self._task = [self._token("<|transcribe|>"), self._token("<|notimestamps|>")]
 
     @classmethod
-    def load(cls, cache_dir: Path, *, device: str, threads: int) -> Whisper:
+    def load(cls, cache_dir: Path, *, device: str) -> Whisper:
         """The default model, joined from its wheels the first time."""
         folder = stored(cache_dir, f"{NAME}-{SOURCE_SHA256[:12]}-{RECIPE}", join)
-        return cls(folder, device=device, threads=threads, version=f"{NAME}@{SOURCE_SHA256[:12]}")
+        return cls(folder, device=device, version=f"{NAME}@{SOURCE_SHA256[:12]}")
 
     def listen(self, clips: Sequence[Waveform], spoken: Sequence[bool], hints: Sequence[str]) -> list[Heard]:
         """Voice and words of clips whose `padded_frames` are equal.

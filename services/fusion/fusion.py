@@ -28,6 +28,7 @@ from shared.messages import (
     TopicPartition,
     Vector,
     Verdict,
+    same_model,
 )
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Fusion:
                 f"values; this fusion model takes {dimension}"
             )
         trained_on = self._classifier.encoders.get(batch.modality, batch.model_version)
-        if batch.model_version != trained_on:
+        if not same_model(batch.model_version, trained_on):
             raise InvalidMessage(
                 f"{batch.modality.name.lower()} vectors of {batch.model_version}; "
                 f"this fusion model was trained on those of {trained_on}"

@@ -41,7 +41,7 @@ class TextEncoder:
             text.model,
             cache_dir=model.cache_dir,
             device=device,
-            dtype=torch.float16 if device == "cuda" else torch.float32,
+            precision=text.precision,
             max_tokens=text.max_tokens,
             prefix=text.prefix,
             adapter=text.adapter,

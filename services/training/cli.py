@@ -46,7 +46,7 @@ from shared.e5 import (
     save_lexicon,
 )
 from shared.encoding import Encoder, Input
-from shared.messages import Modality
+from shared.messages import Modality, same_model
 from shared.settings import ModelSettings, TextModelSettings
 from shared.weights import sha256_of
 
@@ -730,7 +730,7 @@ def _encoders_of(model: Path) -> features.OpenEncoders:
     def open_encoder(modality: Modality) -> Encoder:
         encoder = open_any(modality)
         for slot in encoder.slots:
-            if trained_with.get(slot, encoder.model_version) != encoder.model_version:
+            if not same_model(trained_with.get(slot, encoder.model_version), encoder.model_version):
                 raise manifest.ManifestError(
                     f"{model} was trained with {trained_with[slot]}; configured is {encoder.model_version}, "
                     "whose vectors mean something else: configure the former, or train again"

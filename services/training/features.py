@@ -14,6 +14,7 @@ from services.fusion.model import EMOTIONS
 from services.training.cache import EmbeddingCache, content_key
 from services.training.examples import Examples, Halves
 from services.training.manifest import ManifestError, Row
+from shared.device import choose_device
 from shared.encoding import Encoder, Input
 from shared.messages import Answer, Modality, Vector
 from shared.settings import ModelSettings, TextModelSettings
@@ -37,8 +38,14 @@ class OpenEncoders(Protocol):
 
 
 def encoders(model: ModelSettings | None = None, text: TextModelSettings | None = None) -> OpenEncoders:
-    """The pipeline's own encoders, with its settings: what is trained on is what will be served."""
+    """The pipeline's own encoders, with its settings: what is trained on is what will be served.
+
+    Only the precision is "auto" to the pipeline alone: training has time for the numbers as they are.
+    """
     model, text = model or ModelSettings(), text or TextModelSettings()
+    if text.precision == "auto":
+        precision = "float16" if choose_device(model.device) == "cuda" else "float32"
+        text = text.model_copy(update={"precision": precision})
     opened: dict[Modality, Encoder] = {}
 
     def open_encoder(modality: Modality) -> Encoder:

