@@ -54,7 +54,8 @@ _MAX_CHARACTERS_PER_TOKEN = 32
 LINEAR_LAYERS = ("qkv", "attention_out", "inner", "outer")  # of a BertLayer
 
 # What int8 learns the usual sizes of the model's states from. Only their magnitudes count, and those hardly
-# depend on the texts: 16 or 64 of them make no difference to the vectors (docs/BENCHMARKS.md).
+# depend on the texts: 64 give no better vectors. Fewer do not cost accuracy but calibration: with half of
+# these the ECE of TweetEval val was 0.052 instead of 0.047 (docs/BENCHMARKS.md).
 _ORDINARY_TEXTS = (
     "just landed and my bag is still in Frankfurt. thanks for nothing @airline 😡 #delayed",
     "ok this new album is unreal, track 4 on repeat since 6am ❤️❤️",

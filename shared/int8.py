@@ -64,12 +64,22 @@ class Int8Linear(nn.Module):
 def to_int8(network: nn.Module, names: Iterable[str], run: Callable[[], object]) -> None:
     """Replace the linear layers of these last names, in place.
 
-    run: puts ordinary inputs through the network, from which the sizes of the channels are taken.
+    run: puts ordinary inputs through the network, from which the sizes of the channels are taken. By one
+    thread: cores are busy at the start of a system, and threads that share a product wait for each other.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _replace(network, frozenset(names), run)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _replace(network: nn.Module, names: frozenset[str], run: Callable[[], object]) -> None:
     linears = {
         path: module
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in set(names)
+        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in names
     }
     largest: dict[nn.Module, Tensor] = {}
 

@@ -136,14 +136,20 @@ class TextModelSettings(Settings):
     )
     precision: Literal["auto", "float32", "float16", "int8"] = Field(
         "auto",
-        description="of the arithmetic; auto: float16 on a GPU, int8 on a CPU for the default model and "
-        "other BERTs, else float32",
+        description="of the arithmetic; auto: float16 on a GPU; on a CPU the text encoder computes BERTs, as "
+        "the default is one, in int8, and all else is float32",
     )
     prefix: str | None = Field(None, description='put before every text; unset: "query: " for E5 models only')
     max_tokens: int = Field(128, ge=8, le=8192, description="longer texts are cut; E5 takes up to 512")
     max_batch_tokens: int = Field(
         0, ge=0, description="tokens a batch may hold, padding counted; 0: 384 on a CPU, 32,768 on a GPU"
     )
+
+    def without_int8(self, device: str) -> TextModelSettings:
+        """For those who want int8 only where it is asked for by name."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "float16" if device == "cuda" else "float32"})
 
     def token_budget(self, device: str) -> int:
         return self.max_batch_tokens or (32_768 if device == "cuda" else 384)

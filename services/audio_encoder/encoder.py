@@ -91,6 +91,8 @@ class AudioEncoder:
         if model.threads:
             torch.set_num_threads(model.threads)
         device = choose_device(model.device)
+        # A transcript is a hundredth of what a clip costs, and int8 a second at the start.
+        text = text.without_int8(device)
         decoders = Decoders(
             "services.audio_encoder.sounds:decoder",
             audio.max_audio_s,

@@ -42,10 +42,8 @@ def encoders(model: ModelSettings | None = None, text: TextModelSettings | None 
 
     Only the precision is "auto" to the pipeline alone: training has time for the numbers as they are.
     """
-    model, text = model or ModelSettings(), text or TextModelSettings()
-    if text.precision == "auto":
-        precision = "float16" if choose_device(model.device) == "cuda" else "float32"
-        text = text.model_copy(update={"precision": precision})
+    model = model or ModelSettings()
+    text = (text or TextModelSettings()).without_int8(choose_device(model.device))
     opened: dict[Modality, Encoder] = {}
 
     def open_encoder(modality: Modality) -> Encoder:
