@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -69,11 +70,11 @@ def in_turn_by(rounds: int, *works: tuple[Callable[[], object], int]) -> list[Ta
 def cpu_s(pid: int) -> float:
     """CPU seconds that a process and its living children have used."""
     process = psutil.Process(pid)
-    total = 0.0
-    for each in (process, *process.children(recursive=True)):
-        times = each.cpu_times()
-        total += times.user + times.system
-    return total
+    times = [process.cpu_times()]
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # ended since the children were listed
+            times.append(child.cpu_times())
+    return sum(each.user + each.system for each in times)
 
 
 def percentiles(name: str, seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, object]:
