@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float16]
+T = TypeVar("T")
 
 INT8: Final = "+int8"
 """Ends the model version of an encoder that computes texts in 8 bits."""
@@ -20,9 +21,6 @@ INT8: Final = "+int8"
 def same_model(version: str, other: str) -> bool:
     """Whether vectors of these model versions can stand for one another: they differ in precision at most."""
     return version.removesuffix(INT8) == other.removesuffix(INT8)
-
-
-T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
 from services.audio_encoder.sounds import decode
-from services.audio_encoder.whisper import log_mel
+from services.audio_encoder.whisper import Whisper, log_mel
 from shared.encoding import Input
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -38,6 +39,16 @@ def encoder() -> AudioEncoder:
     return AudioEncoder.load(
         ModelSettings(device="cpu", threads=1), AudioEncoderSettings(), TextModelSettings()
     )
+
+
+def test_torch_keeps_the_threads_that_batches_are_computed_by() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Whisper.load(ModelSettings().cache_dir, device="cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_spectrogram_is_whispers() -> None:

@@ -69,6 +69,18 @@ def test_sixteen_bits_between_do_not_overflow() -> None:
     torch.testing.assert_close(quantised(given), linear(given))
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@torch.inference_mode()
+def test_what_is_not_finite_stays_so_and_alone(linear: nn.Linear, broken: float) -> None:
+    quantised = int8.Int8Linear(linear, states(500).abs().amax(0))
+    given = states(3)
+    expected = quantised(given)
+    given[1, 5] = broken
+    found = quantised(given)
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+
+
 @torch.inference_mode()
 def test_nothing_but_zeros_gives_the_bias(linear: nn.Linear) -> None:
     quantised = int8.Int8Linear(linear, torch.zeros(64))
@@ -82,7 +94,9 @@ def test_only_the_named_layers_are_replaced_and_sizes_come_from_the_run() -> Non
     network.add_module("other", nn.Linear(64, 8))
     with torch.inference_mode():
         exact = network(states(10))
+        threads = torch.get_num_threads()
         int8.to_int8(network, ["one"], lambda: network(states(10)))
+        assert torch.get_num_threads() == threads
         assert isinstance(network.get_submodule("one"), int8.Int8Linear)
         assert isinstance(network.get_submodule("other"), nn.Linear)
         found = network(states(10))

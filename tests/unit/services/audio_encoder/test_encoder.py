@@ -25,11 +25,13 @@ class Repeats:
 
     def __init__(self, together: int = 1) -> None:
         self.batches: list[list[int]] = []
+        self.heard = threading.Event()
         self._together = threading.Barrier(together)
 
     def listen(self, clips: Sequence[Waveform], spoken: Sequence[bool], hints: Sequence[str]) -> list[Heard]:
         self._together.wait(timeout=30)  # one batch alone would wait in vain
         self.batches.append([clip.size // SAMPLE_RATE_HZ for clip in clips])
+        self.heard.set()
         return [
             Heard(clip[:1], str(clip.size // SAMPLE_RATE_HZ), hint)
             for clip, hint in zip(clips, hints, strict=True)
@@ -92,8 +94,7 @@ def test_a_full_batch_is_heard_while_the_next_clips_are_decoded() -> None:
 
     def decoded() -> Iterator[Clip]:
         yield clip(18)
-        while not whisper.batches:  # nothing more is decoded until it was heard
-            threading.Event().wait(0.001)
+        assert whisper.heard.wait(timeout=30)  # nothing more is decoded until it was heard
         yield clip(17)
 
     assert len(model.forward(decoded())) == 2
