@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ WARM_UP: Final = 20
 CHUNK: Final = 500
 LIMIT_S: Final = 3_600.0
 SINGLE: Final = 50
-"""Posts that each encoder is given one by one: what a post's own way through the models takes at least."""
+"""Posts that each encoder is given one by one, where all come at once; of posts offered slowly, all are."""
 
 # Its own answer to when a transaction was durable. It changes nothing else of the server.
 TIMED_POSTGRES: Final = dataclasses.replace(
@@ -97,9 +98,16 @@ def e2e(
             "load": "text" if text_only else "mix",
             "offered_per_s": per_s or None,
         }
-        figures |= measured(on, every, kinds, model.device, per_s)
+        figures_of_run, latency_s = measured(on, every, kinds, model.device, per_s)
+        figures |= figures_of_run
+        own_s = np.zeros(count)
         for kind in kinds:
-            figures |= _alone(kind, model, media, every[WARM_UP:])
+            figures_alone, single_s = _alone(kind, model, media, every[WARM_UP:], count if per_s else SINGLE)
+            figures |= figures_alone
+            # The encoders of a post work at the same time, so the slowest of them is its own way.
+            np.maximum.at(own_s, list(single_s), list(single_s.values()))
+        if per_s:
+            figures |= percentiles("latency_added", latency_s - own_s)
     bare_s = [figures[f"{kind}_bare_loop_s"] for kind in kinds]
     figures["bare_loops_posts_per_s"] = round(count / sum(bare_s), 1)
     if not per_s:  # offered slowly, they take as long as they are offered
@@ -112,8 +120,8 @@ def e2e(
 
 def measured(
     on: Servers, every: Sequence[Post], kinds: Sequence[Kind], device: str, per_s: float
-) -> dict[str, Any]:
-    """Run the services, give them the first WARM_UP posts and then, counted, the rest."""
+) -> tuple[dict[str, Any], Floats]:
+    """Run the services, give them the first WARM_UP posts and then, counted, the rest; latencies in s."""
     names = [*(ENCODERS[kind][0] for kind in kinds), "fusion"]
     engine = db.engine(on.postgres)
     try:
@@ -137,10 +145,11 @@ def measured(
     finally:
         engine.dispose()
     seconds = float(times.committed.max() - times.ingested.min())
+    latency_s = times.committed - times.ingested
     figures: dict[str, Any] = {
         "seconds": round(seconds, 2),
         "posts_per_s": round(len(times.ingested) / seconds, 1),
-        **percentiles("latency", times.committed - times.ingested),
+        **percentiles("latency", latency_s),
         **percentiles("latency_to_classified", times.classified - times.ingested),
         **gpu.figures(),
         "cpu_cores_used": round(sum(cpu_used_s.values()) / seconds, 2),
@@ -149,25 +158,28 @@ def measured(
     }
     for name in names[:-1]:
         figures |= {f"{name}_{what}": value for what, value in shares(held[name]).items()}
-    return figures | {"verify_holds": holds}
+    return figures | {"verify_holds": holds}, latency_s
 
 
-def _alone(kind: Kind, model: ModelSettings, media: MediaStore, every: Sequence[Post]) -> dict[str, Any]:
-    """What an encoder's model takes for the load by itself, with all cores, and for single posts."""
+def _alone(
+    kind: Kind, model: ModelSettings, media: MediaStore, every: Sequence[Post], single: int
+) -> tuple[dict[str, Any], dict[int, float]]:
+    """What an encoder's model takes for the load by itself, with all cores, and for `single` posts one by
+    one: seconds by the post's place."""
     slot = ENCODERS[kind][1]
     subject = SUBJECTS[kind](model, Shape.default)
-    inputs = [input_of(slot, media, post) for post in every if slot in post.expected]
-    (taken,) = in_turn_by(1, (subject.bare(inputs), os.getpid()))
-    single_s = []
-    for item in inputs[:SINGLE]:
+    inputs = {i: input_of(slot, media, post) for i, post in enumerate(every) if slot in post.expected}
+    (taken,) = in_turn_by(1, (subject.bare(list(inputs.values())), os.getpid()))
+    single_s = {}
+    for i, item in islice(inputs.items(), single):
         began = time.perf_counter()
         subject.encoder.encode([item])
-        single_s.append(time.perf_counter() - began)
+        single_s[i] = time.perf_counter() - began
     return {
         f"{kind}_bare_loop_s": round(taken.wall_s, 2),
         f"{kind}_bare_loop_cpu_s": round(taken.cpu_s, 2),
-        **percentiles(f"{kind}_single", single_s),
-    }
+        **percentiles(f"{kind}_single", list(single_s.values())),
+    }, single_s
 
 
 def _load(count: int, kinds: Sequence[Kind], media: MediaStore) -> list[Post]:
