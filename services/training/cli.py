@@ -30,10 +30,11 @@ from services.training.finetune import (
     TuneOptions,
     dev_measures,
     lower_states,
+    opinion,
     tune,
     vectors,
 )
-from services.training.fit import MEASURES, FitOptions, fit_counting, refit
+from services.training.fit import MEASURES, FitOptions, Opinion, fit_counting, refit
 from shared.device import choose_device
 from shared.e5 import (
     E5,
@@ -217,6 +218,8 @@ def train(
         if only_slots:
             widths = _widths(sets.train, only_slots)
             sets = replace(sets, train=sets.train.aligned(widths), dev=sets.dev.aligned(widths))
+            if "text" not in widths:
+                sets = replace(sets, options=replace(sets.options, opinion=None))
         writer = _TensorBoard(tensorboard)
 
         def report(epoch: int, measured: dict[str, float]) -> None:
@@ -240,6 +243,7 @@ def train(
                 emotions=EMOTIONS if (sets.train.emotions >= 0).any() else (),
                 strategy=strategy.value,
                 head=head.value,
+                opinion="text" if sets.options.opinion is not None else "",
             )
             chosen = choose_device(device)
             best_epochs = 0
@@ -370,7 +374,10 @@ def _manifest_sets(
     # A folder of the user's own is no model that another adapter can be laid over.
     reads = with_lexicon and text.adapter in (SHIPPED, NO_ADAPTER) and _for_lexicon(rows)
     if tunes:
-        _tune(rows, dev_rows, classes, tuning, text, out / ADAPTER, device, progress)
+        _, tuned_says = _tune(
+            rows, dev_rows, classes, tuning, text, out / ADAPTER, device, progress, beside_lexicon=True
+        )
+        options = replace(options, opinion=tuned_says)
     elif reads:
         _learn_lexicon(rows, dev_rows, classes, options.seed, text, out / ADAPTER, progress)
     if tunes or reads:
@@ -430,7 +437,8 @@ def _text_recipe(
     rows, dev_rows = recipe.text_rows(data)
     tuning = replace(tuning, mode="full", measure="macro_recall")
     base = TextModelSettings(adapter=NO_ADAPTER)
-    measured = _tune(rows, dev_rows, SENTIMENTS, tuning, base, out, device, progress)
+    # Without the lexicon in sight, as the adapter that ships was made.
+    measured, _ = _tune(rows, dev_rows, SENTIMENTS, tuning, base, out, device, progress, beside_lexicon=False)
     np.save(out / TRAINED_ON, recipe.text_codes([row.text for row in rows]))
     if as_json:
         print(json.dumps({"adapter": str(out), "dev": measured}))
@@ -447,8 +455,17 @@ def _tune(
     folder: Path,
     device: str,
     progress: features.Progress,
-) -> dict[str, float]:
-    """Fine-tunes the text model into an adapter folder; returns the dev measures of each part."""
+    *,
+    beside_lexicon: bool,
+) -> tuple[dict[str, float], Opinion | None]:
+    """Fine-tunes the text model into an adapter folder; returns the dev measures of each part.
+
+    beside_lexicon: it learns what the lexicon of the labels does not say, and what both say together comes
+    back as an opinion for the network on top. Trained on the same texts, of which the tuned model is nearly
+    sure, that network would believe the text model alone.
+    """
+    from services.training import lexicon  # scikit-learn, only where a lexicon is fitted
+
     model = ModelSettings()
     if text.adapter not in (SHIPPED, NO_ADAPTER):
         raise manifest.ManifestError(
@@ -477,6 +494,11 @@ def _tune(
         error_console.print(f"text model, epoch {place}: {told}", highlight=False)
 
     train_task, dev_task = task(rows), task(dev_rows)
+    lexicon_of_all = lexicon.fit(train_task.texts, train_task.labels, len(classes), tuning.seed)
+    if beside_lexicon:
+        unseen = lexicon.out_of_fold(train_task.texts, train_task.labels, len(classes), tuning.seed)
+        train_task = replace(train_task, said=unseen)
+        dev_task = replace(dev_task, said=lexicon_of_all.logits(dev_task.texts))
     states = tuple(
         lower_states(e5, each.texts, tuning.layers, lambda done, of: progress("reading the texts", done, of))
         for each in (train_task, dev_task)
@@ -492,20 +514,18 @@ def _tune(
         states=(states[0], states[1]),
         report=report,
     )
-    from services.training import lexicon  # scikit-learn, only where a lexicon is fitted
-
-    said = lexicon.fit(train_task.texts, train_task.labels, len(classes), tuning.seed)
-    add_lexicon(folder, said)
+    add_lexicon(folder, lexicon_of_all)
     # The upper layers alone, on states that are there: half of what the encoder would cost.
     encoder = features.encoders(model, text.model_copy(update={"adapter": str(folder)}))(Modality.TEXT)
     for each, its_states in zip((train_task, dev_task), states, strict=True):
         deep = vectors(tuned, its_states, e5.device)
-        told = (e5.told(each.texts), said.logits(each.texts))
+        told = (e5.told(each.texts), lexicon_of_all.logits(each.texts))
         whole = np.concatenate([deep, *(logits.astype(np.float16) for logits in told)], axis=1)
         whole[~deep.any(1)] = 0
         features.remember(encoder, each.texts, whole, model.cache_dir)
     (folder / CHECKPOINT).unlink()
-    return dev_measures(tuned, dev_task, states[1], len(classes), tuning.measure, e5.device)
+    measured = dev_measures(tuned, dev_task, states[1], len(classes), tuning.measure, e5.device)
+    return measured, opinion(tuned, e5.dimension)
 
 
 def _for_lexicon(rows: Sequence[manifest.Row]) -> bool:

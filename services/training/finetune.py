@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.training import metrics
+from services.training.fit import Opinion, best_temperature
 from shared.e5 import E5, NO_ADAPTER, Bert, LoraConfig, add_lora, save_adapter, token_batches
 
 Ints = npt.NDArray[np.int64]
@@ -40,7 +41,8 @@ class Task:
     """Texts with what is known of them.
 
     labels: (N,) class or -1. emotions: (N,) or -1.
-    weights: (N,) how often each is drawn. parts: (N,) name of the set it is from.
+    weights: (N,) how often each is drawn. parts: (N,) name of the set it is from. said: (N, classes) logits
+    of another model, beside which this one learns.
     """
 
     texts: Sequence[str]
@@ -48,6 +50,7 @@ class Task:
     emotions: Ints
     weights: npt.NDArray[np.float64]
     parts: npt.NDArray[np.str_]
+    said: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +102,17 @@ class States:
 
 class Tuned(nn.Module):
     """The upper layers of the text model with heads on its pooled vector; `vector` is what the encoder will
-    give."""
+    give.
 
-    def __init__(self, layers: nn.ModuleList, width: int, classes: int, emotions: int) -> None:
+    trust: how much another model's logits count, which are added to its own; None where there is no other.
+    """
+
+    def __init__(
+        self, layers: nn.ModuleList, width: int, classes: int, emotions: int, trust: float | None = None
+    ) -> None:
         super().__init__()
         self.layers = layers
+        self.trust = None if trust is None else nn.Parameter(torch.tensor(trust))
         self.classify = nn.Linear(width, classes)
         self.feel = nn.Linear(width, emotions) if emotions else None
         self.scale = math.sqrt(width)  # pooled vectors have length 1, which is little for a linear layer
@@ -116,9 +125,16 @@ class Tuned(nn.Module):
         weights = mask[:, :, None].float()
         return functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
 
-    def forward(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, states: Tensor, mask: Tensor, said: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, classes), of both models where `said` (B, classes) is the other's, and emotion
+        logits."""
         scaled = self.vector(states, mask) * self.scale
-        return self.classify(scaled), self.feel(scaled) if self.feel is not None else None
+        logits = self.classify(scaled)
+        if self.trust is not None and said is not None:
+            logits = logits + self.trust * said
+        return logits, self.feel(scaled) if self.feel is not None else None
 
 
 def bert(e5: E5) -> Bert:
@@ -170,6 +186,7 @@ def tune(
 
     over: the adapter that `e5` was loaded with. states: of train and dev, when the caller has them. Returns
     the best by the mean dev measure of the parts.
+    With `said` in both tasks it learns what the other model does not say: their logits are added.
     Interrupted, the same call goes on from the last check, to the same weights.
     """
     network = bert(e5)
@@ -185,7 +202,11 @@ def tune(
     else:
         tuned_parameters = list(upper.requires_grad_(True).parameters())
     emotions = int(train.emotions.max()) + 1
-    model = Tuned(upper, e5.width, classes, emotions).to(e5.device)
+    trust = None
+    if train.said is not None:  # at first as much as it is worth by itself
+        known = train.labels >= 0
+        trust = 1 / best_temperature(train.said[known].astype(np.float64), train.labels[known], balance=False)
+    model = Tuned(upper, e5.width, classes, emotions, trust).to(e5.device)
     heads = [p for name, p in model.named_parameters() if not name.startswith("layers.")]
     # Fixed now: `also` takes whole layers in full mode, nothing but the low-rank updates else.
     first = len(network.layers) - options.layers
@@ -260,14 +281,28 @@ def vectors(model: Tuned, states: States, device: torch.device) -> npt.NDArray[n
     return found
 
 
+def opinion(model: Tuned, dimension: int) -> Opinion | None:
+    """What the tuned model says together with the other that it learned beside; None where there was none.
+
+    It is of text vectors that are the model's own, filled up to `dimension`, and then the other's logits.
+    """
+    if model.trust is None:
+        return None
+    weights, bias, trust = (
+        each.detach().cpu() for each in (model.classify.weight, model.classify.bias, model.trust)
+    )
+    between = torch.zeros(len(bias), dimension - weights.shape[1])
+    return Opinion(torch.cat([weights * model.scale, between, trust * torch.eye(len(bias))], 1), bias)
+
+
 def _fingerprint(model_version: str, train: Task, dev: Task, classes: int, options: TuneOptions) -> str:
     """Names a tuning: what another model, data set or option left behind is not gone on with."""
     digest = hashlib.sha256(repr((model_version, classes, options)).encode())
     for task in (train, dev):
         for text in task.texts:
             digest.update(text.encode("utf-8", "replace") + b"\0")
-        for array in (task.labels, task.emotions, task.weights):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for array in (task.labels, task.emotions, task.weights, task.said):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -344,7 +379,7 @@ def _batches(train: Task, states: States, options: TuneOptions, rng: np.random.G
 def _loss(
     model: Tuned, train: Task, states: States, rows: list[int], options: TuneOptions, device: torch.device
 ) -> Tensor:
-    logits, feelings = model(*states.padded(rows, device))
+    logits, feelings = model(*states.padded(rows, device), _said(train, rows, device))
     labels = torch.from_numpy(train.labels[rows]).to(device)
     loss: Tensor = logits.sum() * 0.0
     if bool((labels >= 0).any()):
@@ -358,6 +393,10 @@ def _loss(
     return loss
 
 
+def _said(task: Task, rows: Sequence[int], device: torch.device) -> Tensor | None:
+    return None if task.said is None else torch.from_numpy(task.said[list(rows)]).to(device)
+
+
 @torch.inference_mode()
 def dev_measures(
     model: Tuned, dev: Task, states: States, classes: int, measure: str, device: torch.device
@@ -366,7 +405,8 @@ def dev_measures(
     model.eval()
     predicted = np.zeros(len(dev.texts), np.int64)
     for batch in token_batches(states.lengths.tolist(), 2048):
-        predicted[batch] = model(*states.padded(batch, device))[0].argmax(1).cpu().numpy()
+        logits, _ = model(*states.padded(batch, device), _said(dev, batch, device))
+        predicted[batch] = logits.argmax(1).cpu().numpy()
     found = {}
     for part in np.unique(dev.parts):
         rows = (dev.parts == part) & (dev.labels >= 0)

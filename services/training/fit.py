@@ -28,6 +28,15 @@ _TEMPERATURES = np.geomspace(0.3, 6.0, 121)
 _FEWEST_ROWS = 40
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Opinion:
+    """What a network starts from: logits of the classes, linear in the vectors of the slot
+    `ModelConfig.opinion`. weights: (classes, D). bias: (classes,)."""
+
+    weights: Tensor
+    bias: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class FitOptions:
     """How a network is fitted.
@@ -37,6 +46,7 @@ class FitOptions:
     measure before it ends. drop_slot: chance of withholding a slot of a row that has others. drop_all: of
     withholding all of a row. balance: draw each class equally often, and calibrate as if each were. measure:
     what the dev set decides by. deciding_parts: the parts of the dev set whose measures count, () for all.
+    opinion: for a config with one; the network as it begins is then among those to choose from.
     """
 
     epochs: int = 30
@@ -52,6 +62,7 @@ class FitOptions:
     balance: bool = False
     measure: str = "macro_f1"
     deciding_parts: tuple[str, ...] = ()
+    opinion: Opinion | None = None
     seed: int = 0
 
 
@@ -88,19 +99,21 @@ def fit_counting(
     dev = dev.aligned(config.slots)
     deciding = dev.take(np.isin(dev.parts, options.deciding_parts)) if options.deciding_parts else dev
     best: dict[str, Tensor] = {}
-    best_value, best_epoch = -1.0, -1
-    for epoch, network, loss in _epochs(config, train, options, weights, device):
+    best_value, best_epochs = -1.0, 0
+    for epochs, network, loss in _epochs(config, train, options, weights, device):
+        if epochs == 0 and options.opinion is None:
+            continue  # it knows nothing yet
         value = dev_measure(network, deciding, options.measure, device)
-        if report is not None:
-            report(epoch, {"loss": loss, f"dev {options.measure}": value})
+        if report is not None and epochs:
+            report(epochs - 1, {"loss": loss, f"dev {options.measure}": value})
         if value > best_value:
-            best, best_value, best_epoch = copy.deepcopy(network.state_dict()), value, epoch
-        elif epoch - best_epoch >= options.patience:
+            best, best_value, best_epochs = copy.deepcopy(network.state_dict()), value, epochs
+        elif epochs - best_epochs >= options.patience:
             break
     network.load_state_dict(best)
     network.eval()
     calibrate(network, dev, balance=options.balance, device=device)
-    return network, best_epoch + 1
+    return network, best_epochs
 
 
 def refit(
@@ -111,7 +124,7 @@ def refit(
 
     Nothing is left to calibrate on: the temperatures are those of the network that stopped by held-out rows.
     """
-    _, again, _ = next(islice(_epochs(network.config, train, options, None, device), epochs - 1, None))
+    _, again, _ = next(islice(_epochs(network.config, train, options, None, device), epochs, None))
     again.temperatures.copy_(network.temperatures)
     return again.eval()
 
@@ -123,10 +136,13 @@ def _epochs(
     weights: npt.NDArray[np.float64] | None,
     device: str,
 ) -> Iterator[tuple[int, FusionNetwork, float]]:
-    """Trains a new network; after each epoch its number, the network as it is then, and the mean loss."""
+    """Trains a new network: as it begins and after each epoch, how many epochs it has seen, the network as it
+    is then, and the mean loss of the epoch."""
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     network = FusionNetwork(config)
+    if options.opinion is not None:
+        network.start_from(options.opinion.weights, options.opinion.bias)
     train = train.aligned(config.slots)
     for slot, vectors in train.vectors.items():
         sample = torch.from_numpy(vectors[rng.permutation(len(vectors))[:20_000]]).float()
@@ -147,6 +163,7 @@ def _epochs(
         optimizer,
         lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))),
     )
+    yield 0, network, math.nan
     for epoch in range(options.epochs):
         network.train()
         if chances is None:
@@ -164,7 +181,7 @@ def _epochs(
             optimizer.step()
             scheduler.step()
             total += float(loss.detach()) * len(order[start : start + batch_rows])
-        yield epoch, network, total / len(order)
+        yield epoch + 1, network, total / len(order)
 
 
 def _loss(
@@ -282,7 +299,7 @@ def calibrate(network: FusionNetwork, dev: Examples, *, balance: bool, device: s
             part = dev.take(rows)
             shown = np.repeat(subset[None], len(rows), 0)
             scores = logits(network, part, shown, device)
-            temperature = _best_temperature(scores.double().numpy(), part.labels, balance)
+            temperature = best_temperature(scores.double().numpy(), part.labels, balance)
         else:
             temperature = float(np.mean([single.get(i, 1.0) for i in members])) if members else 1.0
         if len(members) == 1:
@@ -290,7 +307,8 @@ def calibrate(network: FusionNetwork, dev: Examples, *, balance: bool, device: s
         network.temperatures[code] = temperature
 
 
-def _best_temperature(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], balance: bool) -> float:
+def best_temperature(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], balance: bool) -> float:
+    """By which logits (N, classes) are to be divided for the least loss."""
     weights = class_weights(labels) if balance else np.ones(len(labels))
     losses = []
     for temperature in _TEMPERATURES:

@@ -168,7 +168,7 @@ def run(
 ) -> Run:
     """Starts an API and a dashboard over a database of their own."""
     state = servers(local_stack.REDIS)
-    # These processes report until the whole run ends, so not into the database that the other tests find empty.
+    # These processes report until the whole run ends: not into the database that other tests find empty.
     redis_url = f"redis://:{state.redis_password}@127.0.0.1:{state.of('redis').ports[0]}/1"
 
     @contextmanager

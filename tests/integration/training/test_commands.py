@@ -218,12 +218,15 @@ def test_robustness_alters_every_modality_of_the_rows(folder: Path, tmp_path: Pa
     assert sum(found["sarcasm_file"]["1"][name] for name in ("negative", "neutral", "positive")) == 1
 
 
+@pytest.mark.parametrize("tuned", [False, True])
 def test_a_lexicon_of_the_labels_comes_to_the_text_model(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli, "LEXICON_ROWS", 8)
     manifest = write(tmp_path / "words.csv", TRAIN, "text label lang")
-    words = ("train", "--manifest", manifest, "--dev", manifest, "--epochs", 2, "--out", tmp_path / "model")
+    words = ["train", "--manifest", manifest, "--dev", manifest, "--epochs", 2, "--out", tmp_path / "model"]
+    if tuned:
+        words += ["--fine-tune", "full", "--layers", 1, "--tune-epochs", 1]
     found = run(*words)
     before = encodings(cache)
     assert run(*words)["model_version"] == found["model_version"]
@@ -239,6 +242,10 @@ def test_a_lexicon_of_the_labels_comes_to_the_text_model(
         "what was remembered is what it encodes"
     )
     assert encoded["confusion"] == remembered["confusion"]
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["network"]["opinion"] == ("text" if tuned else "")
+    if tuned:
+        return
     plain = run(*words, "--no-lexicon")
     assert not (tmp_path / "model" / "adapter").exists()
     assert plain["encoders"] != found["encoders"]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from services.training.finetune import States, Task, TuneOptions, dev_measures, lower_states, tune, vectors
+from services.training.finetune import (
+    States,
+    Task,
+    TuneOptions,
+    dev_measures,
+    lower_states,
+    opinion,
+    tune,
+    vectors,
+)
 from shared.e5 import E5, Bert, BertConfig, load_adapter
 
 torch.set_num_threads(1)
@@ -79,6 +89,37 @@ def test_it_learns_and_the_adapter_gives_the_encoder_what_was_learned(mode: str,
     tuned = e5.embed(["3 4 1", "3 4 2"])[0]
     assert after == pytest.approx(tuned, abs=5e-3), "float16 in the adapter"
     assert before[0] @ before[1] > after[0] @ after[1], "the two classes have moved apart"
+
+
+def test_it_learns_what_the_model_beside_it_does_not_say(tmp_path: Path) -> None:
+    """The other model knows which of the first two classes it is; the words tell those from the third."""
+    e5 = tiny()
+
+    def beside(count: int, seed: int) -> Task:
+        words = task(count, seed)
+        kind = np.random.default_rng(seed + 100).integers(0, 2, count)
+        said = np.zeros((count, 3), np.float32)
+        said[np.arange(count), kind] = 4
+        return replace(words, labels=np.where(words.labels == 1, kind, 2), said=said)
+
+    options = TuneOptions(
+        layers=2, epochs=8, learning_rate=5e-3, head_learning_rate=1e-2, batch_tokens=256, measure="accuracy"
+    )
+    train, dev = beside(600, 0), beside(100, 1)
+    model = tune(e5, train, dev, 3, options, tmp_path)
+    states = lower_states(tiny(), dev.texts, 2)
+    (accuracy,) = dev_measures(model, dev, states, 3, "accuracy", e5.device).values()
+    assert accuracy > 0.9
+    (alone,) = dev_measures(model, replace(dev, said=None), states, 3, "accuracy", e5.device).values()
+    assert alone < 0.8
+    found = opinion(model, dimension=16 + 2)
+    assert found is not None
+    own = vectors(model, states, e5.device).astype(np.float32)
+    assert dev.said is not None
+    rows = torch.from_numpy(np.concatenate([own, np.ones((100, 2), np.float32), dev.said], 1))
+    both = rows @ found.weights.T + found.bias
+    assert np.mean(both.numpy().argmax(1) == dev.labels) == accuracy
+    assert opinion(tune(tiny(), task(60, 0), task(30, 1), 2, options, tmp_path), 16) is None
 
 
 def test_an_interrupted_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:
