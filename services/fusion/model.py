@@ -49,7 +49,7 @@ class ModelConfig:
 
     name: of the model, as it appears in verdicts. slots: width of each slot's vectors, in the order of the
     mask's bits. classes: the labels. emotions: () for a model without that head. width: of a token.
-    layers, attention_heads: of the attention strategy. rank: of the tensor strategy. opinion: a slot whose
+    layers, attention_heads: of the attention strategy. rank: of the tensor strategy. wide: a slot whose
     vectors also speak to the classes past the strategy, by one linear layer; "" for none.
     """
 
@@ -64,7 +64,7 @@ class ModelConfig:
     attention_heads: int = 4
     rank: int = 8
     dropout: float = 0.1
-    opinion: str = ""
+    wide: str = ""
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -75,8 +75,8 @@ class ModelConfig:
             raise ValueError(f"{len(self.slots)} slots; 1 to {MAX_SLOTS} are possible")
         if len(self.classes) < 2:
             raise ValueError("a classifier needs two classes or more")
-        if self.opinion and self.opinion not in self.slots:
-            raise ValueError(f"opinion {self.opinion!r} is none of the slots {', '.join(self.slots)}")
+        if self.wide and self.wide not in self.slots:
+            raise ValueError(f"wide {self.wide!r} is none of the slots {', '.join(self.slots)}")
 
 
 class Fused(NamedTuple):
@@ -322,7 +322,7 @@ class FusionNetwork(nn.Module):
     """Tokens, strategy and heads. `means` and `scales` standardise each slot; training sets them from its
     data.
 
-    An opinion is the wide part of Cheng et al. 2016 ("Wide & Deep Learning"), section 3.1, over one slot.
+    The wide part is that of Cheng et al. 2016 ("Wide & Deep Learning"), section 3.1, over one slot.
     """
 
     temperatures: Tensor
@@ -341,9 +341,7 @@ class FusionNetwork(nn.Module):
         self.fuse = _STRATEGIES[config.strategy](config)
         self.classify = _HEADS[config.head](config, len(config.classes))
         self.feel = MlpHead(config, len(config.emotions)) if config.emotions else None
-        self.opinion = (
-            nn.Linear(config.slots[config.opinion], len(config.classes)) if config.opinion else None
-        )
+        self.wide = nn.Linear(config.slots[config.wide], len(config.classes)) if config.wide else None
         # One temperature per subset of the slots, the mask read as a binary number (first slot: bit 0).
         self.register_buffer("temperatures", torch.ones(2 ** len(config.slots)))
 
@@ -353,21 +351,21 @@ class FusionNetwork(nn.Module):
         self.get_buffer(f"scale_{slot}").copy_(1.0 / deviation.clamp_min(1e-6))
 
     def start_from(self, weights: Tensor, bias: Tensor) -> None:
-        """Give it an opinion to begin with, weights (classes, D) and bias (classes,): until it learns
-        otherwise it says just that, and learning does not change the opinion itself."""
-        assert self.opinion is not None
+        """Begin with the wide part alone, weights (classes, D) and bias (classes,). Learning adds to it, and
+        leaves it as it is."""
+        assert self.wide is not None
         with torch.no_grad():
-            self.opinion.weight.copy_(weights)
-            self.opinion.bias.copy_(bias)
+            self.wide.weight.copy_(weights)
+            self.wide.bias.copy_(bias)
             last = [layer for layer in self.classify.modules() if isinstance(layer, nn.Linear)][-1]
             last.weight.zero_()
             last.bias.zero_()
-        self.opinion.requires_grad_(False)
+        self.wide.requires_grad_(False)
 
     def project(self, vectors: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """(B, slots, d) tokens of each slot's (B, D) vectors; zero where `present` (B, slots) is not, or not
-        given. Of a network with an opinion, d is the width and the classes: what the slot says of them."""
-        said = 0 if self.opinion is None else len(self.config.classes)
+        given. Of a network with a wide part, d is the width and the classes: what the slot says of them."""
+        said = 0 if self.wide is None else len(self.config.classes)
         shape = (len(present), len(self.config.slots), self.config.width + said)
         tokens = torch.zeros(shape, device=present.device)
         for column, slot in enumerate(self.config.slots):
@@ -380,10 +378,10 @@ class FusionNetwork(nn.Module):
         centred = vectors.float() - self.get_buffer(f"mean_{slot}")
         token: Tensor = self.projections[slot](centred * self.get_buffer(f"scale_{slot}"))
         token = token + self.kinds[column]
-        if self.opinion is None:
+        if self.wide is None:
             return token
-        if slot == self.config.opinion:
-            return torch.cat([token, self.opinion(vectors.float())], 1)
+        if slot == self.config.wide:
+            return torch.cat([token, self.wide(vectors.float())], 1)
         return functional.pad(token, (0, len(self.config.classes)))
 
     def forward(self, tokens: Tensor, present: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -392,7 +390,7 @@ class FusionNetwork(nn.Module):
         shown = tokens * present[:, :, None]
         fused = self.fuse(shown[:, :, : self.config.width], present)
         logits = self.classify(fused)
-        if self.opinion is not None:
+        if self.wide is not None:
             logits = logits + shown[:, :, self.config.width :].sum(1)
         return logits, self.feel(fused) if self.feel is not None else None
 
@@ -404,7 +402,7 @@ class FusionNetwork(nn.Module):
         if isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead):
             states = self.fuse.states(tokens[:, :, : self.config.width], columns, subsets)
             logits = self.classify(Fused(states, states, subsets))
-            if self.opinion is not None:
+            if self.wide is not None:
                 said = tokens[:, :, self.config.width :]
                 logits = logits + torch.einsum("sk,bkc->sbc", subsets.to(tokens.dtype), said)
             return logits, self.feel(

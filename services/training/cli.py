@@ -30,11 +30,11 @@ from services.training.finetune import (
     TuneOptions,
     dev_measures,
     lower_states,
-    opinion,
     tune,
     vectors,
+    wide,
 )
-from services.training.fit import MEASURES, FitOptions, Opinion, fit_counting, refit
+from services.training.fit import MEASURES, FitOptions, Wide, fit_counting, refit
 from shared.device import choose_device
 from shared.e5 import (
     E5,
@@ -219,7 +219,7 @@ def train(
             widths = _widths(sets.train, only_slots)
             sets = replace(sets, train=sets.train.aligned(widths), dev=sets.dev.aligned(widths))
             if "text" not in widths:
-                sets = replace(sets, options=replace(sets.options, opinion=None))
+                sets = replace(sets, options=replace(sets.options, wide=None))
         writer = _TensorBoard(tensorboard)
 
         def report(epoch: int, measured: dict[str, float]) -> None:
@@ -243,7 +243,7 @@ def train(
                 emotions=EMOTIONS if (sets.train.emotions >= 0).any() else (),
                 strategy=strategy.value,
                 head=head.value,
-                opinion="text" if sets.options.opinion is not None else "",
+                wide="text" if sets.options.wide is not None else "",
             )
             chosen = choose_device(device)
             best_epochs = 0
@@ -377,7 +377,7 @@ def _manifest_sets(
         _, tuned_says = _tune(
             rows, dev_rows, classes, tuning, text, out / ADAPTER, device, progress, beside_lexicon=True
         )
-        options = replace(options, opinion=tuned_says)
+        options = replace(options, wide=tuned_says)
     elif reads:
         _learn_lexicon(rows, dev_rows, classes, options.seed, text, out / ADAPTER, progress)
     if tunes or reads:
@@ -457,11 +457,11 @@ def _tune(
     progress: features.Progress,
     *,
     beside_lexicon: bool,
-) -> tuple[dict[str, float], Opinion | None]:
+) -> tuple[dict[str, float], Wide | None]:
     """Fine-tunes the text model into an adapter folder; returns the dev measures of each part.
 
     beside_lexicon: it learns what the lexicon of the labels does not say, and what both say together comes
-    back as an opinion for the network on top. Trained on the same texts, of which the tuned model is nearly
+    back as the wide part of the network on top. Trained on the same texts, of which the tuned model is nearly
     sure, that network would believe the text model alone.
     """
     from services.training import lexicon  # scikit-learn, only where a lexicon is fitted
@@ -525,7 +525,7 @@ def _tune(
         features.remember(encoder, each.texts, whole, model.cache_dir)
     (folder / CHECKPOINT).unlink()
     measured = dev_measures(tuned, dev_task, states[1], len(classes), tuning.measure, e5.device)
-    return measured, opinion(tuned, e5.dimension)
+    return measured, wide(tuned, e5.dimension)
 
 
 def _for_lexicon(rows: Sequence[manifest.Row]) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.training import metrics
-from services.training.fit import Opinion, best_temperature
+from services.training.fit import Wide, best_temperature
 from shared.e5 import E5, NO_ADAPTER, Bert, LoraConfig, add_lora, save_adapter, token_batches
 
 Ints = npt.NDArray[np.int64]
@@ -281,7 +281,7 @@ def vectors(model: Tuned, states: States, device: torch.device) -> npt.NDArray[n
     return found
 
 
-def opinion(model: Tuned, dimension: int) -> Opinion | None:
+def wide(model: Tuned, dimension: int) -> Wide | None:
     """What the tuned model says together with the other that it learned beside; None where there was none.
 
     It is of text vectors that are the model's own, filled up to `dimension`, and then the other's logits.
@@ -292,7 +292,7 @@ def opinion(model: Tuned, dimension: int) -> Opinion | None:
         each.detach().cpu() for each in (model.classify.weight, model.classify.bias, model.trust)
     )
     between = torch.zeros(len(bias), dimension - weights.shape[1])
-    return Opinion(torch.cat([weights * model.scale, between, trust * torch.eye(len(bias))], 1), bias)
+    return Wide(torch.cat([weights * model.scale, between, trust * torch.eye(len(bias))], 1), bias)
 
 
 def _fingerprint(model_version: str, train: Task, dev: Task, classes: int, options: TuneOptions) -> str:

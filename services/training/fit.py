@@ -29,9 +29,9 @@ _FEWEST_ROWS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Opinion:
+class Wide:
     """What a network starts from: logits of the classes, linear in the vectors of the slot
-    `ModelConfig.opinion`. weights: (classes, D). bias: (classes,)."""
+    `ModelConfig.wide`. weights: (classes, D). bias: (classes,)."""
 
     weights: Tensor
     bias: Tensor
@@ -46,7 +46,7 @@ class FitOptions:
     measure before it ends. drop_slot: chance of withholding a slot of a row that has others. drop_all: of
     withholding all of a row. balance: draw each class equally often, and calibrate as if each were. measure:
     what the dev set decides by. deciding_parts: the parts of the dev set whose measures count, () for all.
-    opinion: for a config with one; the network as it begins is then among those to choose from.
+    wide: for a config with one; the network as it begins is then among those to choose from.
     """
 
     epochs: int = 30
@@ -62,7 +62,7 @@ class FitOptions:
     balance: bool = False
     measure: str = "macro_f1"
     deciding_parts: tuple[str, ...] = ()
-    opinion: Opinion | None = None
+    wide: Wide | None = None
     seed: int = 0
 
 
@@ -101,7 +101,7 @@ def fit_counting(
     best: dict[str, Tensor] = {}
     best_value, best_epochs = -1.0, 0
     for epochs, network, loss in _epochs(config, train, options, weights, device):
-        if epochs == 0 and options.opinion is None:
+        if epochs == 0 and options.wide is None:
             continue  # it knows nothing yet
         value = dev_measure(network, deciding, options.measure, device)
         if report is not None and epochs:
@@ -141,8 +141,8 @@ def _epochs(
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     network = FusionNetwork(config)
-    if options.opinion is not None:
-        network.start_from(options.opinion.weights, options.opinion.bias)
+    if options.wide is not None:
+        network.start_from(options.wide.weights, options.wide.bias)
     train = train.aligned(config.slots)
     for slot, vectors in train.vectors.items():
         sample = torch.from_numpy(vectors[rng.permutation(len(vectors))[:20_000]]).float()

@@ -243,7 +243,7 @@ def test_a_lexicon_of_the_labels_comes_to_the_text_model(
     )
     assert encoded["confusion"] == remembered["confusion"]
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["network"]["opinion"] == ("text" if tuned else "")
+    assert config["network"]["wide"] == ("text" if tuned else "")
     if tuned:
         return
     plain = run(*words, "--no-lexicon")

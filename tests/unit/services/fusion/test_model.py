@@ -33,12 +33,10 @@ ALL = tuple(Modality)
 SUBSETS = [subset for size in range(5) for subset in combinations(ALL, size)]
 
 
-def network(
-    strategy: str = "attention", head: str = "mlp", seed: int = 0, opinion: str = ""
-) -> FusionNetwork:
+def network(strategy: str = "attention", head: str = "mlp", seed: int = 0, wide: str = "") -> FusionNetwork:
     torch.manual_seed(seed)
     shape: dict[str, Any] = {"strategy": strategy, "head": head, "width": 16, "layers": 2, "rank": 3}
-    made = FusionNetwork(ModelConfig(WIDTHS, emotions=EMOTIONS, opinion=opinion, **shape))
+    made = FusionNetwork(ModelConfig(WIDTHS, emotions=EMOTIONS, wide=wide, **shape))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -123,11 +121,11 @@ def test_contributions_are_shapley_values_of_the_score() -> None:
         assert weight.contribution == pytest.approx(np.mean(changes), abs=1e-6)
 
 
-@pytest.mark.parametrize("opinion", ["", "text"])
+@pytest.mark.parametrize("wide", ["", "text"])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_subsets_taken_together_are_answered_as_each_alone(strategy: str, head: str, opinion: str) -> None:
-    made = network(strategy, head, opinion=opinion)
+def test_subsets_taken_together_are_answered_as_each_alone(strategy: str, head: str, wide: str) -> None:
+    made = network(strategy, head, wide=wide)
     columns = [0, 2, 3]
     vectors = {slot: torch.randn(5, width) for slot, width in WIDTHS.items()}
     whole = made.project(vectors, torch.tensor([[True, False, True, True]] * 5)).detach()
@@ -145,32 +143,32 @@ def test_subsets_taken_together_are_answered_as_each_alone(strategy: str, head: 
     torch.testing.assert_close(feelings, emotions, atol=1e-5, rtol=1e-5)  # of the last: the whole
 
 
-@pytest.mark.parametrize("opinion", ["", "image"])
-def test_an_absent_slot_has_no_say(opinion: str) -> None:
+@pytest.mark.parametrize("wide", ["", "image"])
+def test_an_absent_slot_has_no_say(wide: str) -> None:
     """What lies in the place of a slot that is masked must not reach the answer."""
-    tokens = torch.randn(3, 4, 19 if opinion else 16)
+    tokens = torch.randn(3, 4, 19 if wide else 16)
     present = torch.tensor([[True, False, True, False]] * 3)
     other = tokens.clone()
     other[:, 1] = 99.0
     for strategy in STRATEGIES:
-        made = network(strategy, opinion=opinion)
+        made = network(strategy, wide=wide)
         assert torch.equal(made(tokens, present)[0], made(other, present)[0])
 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_network_begins_with_the_opinion_it_is_given_and_nothing_else(strategy: str, head: str) -> None:
-    made = network(strategy, head, opinion="speech")
+def test_a_network_begins_with_its_wide_part_and_nothing_else(strategy: str, head: str) -> None:
+    made = network(strategy, head, wide="speech")
     weights, bias = torch.randn(3, WIDTHS["speech"]), torch.randn(3)
     made.start_from(weights, bias)
     vectors = {slot: torch.randn(4, width) for slot, width in WIDTHS.items()}
     present = torch.tensor([[True, True, True, True]] * 2 + [[True, True, True, False]] * 2)
     logits, _ = made(made.project(vectors, present), present)
     torch.testing.assert_close(logits[:2], vectors["speech"][:2] @ weights.T + bias)
-    assert not logits[2:].any(), "it has an opinion where the slot is absent"
+    assert not logits[2:].any(), "it says something where the slot is absent"
     logits.sum().backward()
-    assert made.opinion is not None
-    assert made.opinion.weight.grad is None
+    assert made.wide is not None
+    assert made.wide.weight.grad is None
     assert made.project(vectors, present).requires_grad
 
 
@@ -187,7 +185,7 @@ def test_temperature_is_that_of_the_subset() -> None:
 
 
 def test_save_and_load_give_the_same_verdicts(tmp_path: Path) -> None:
-    made = network(opinion="text")
+    made = network(wide="text")
     save(made, tmp_path, {"why": "a test"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     loaded = FusionModel.load(tmp_path, "cpu")
@@ -224,7 +222,7 @@ def test_a_model_of_other_classes_gives_no_verdicts_but_probabilities() -> None:
 
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="none of the slots text"):
-        ModelConfig({"text": 4}, opinion="image")
+        ModelConfig({"text": 4}, wide="image")
     every: list[dict[str, Any]] = [
         {"strategy": "vote"},
         {"head": "tree"},

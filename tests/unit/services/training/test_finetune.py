@@ -15,9 +15,9 @@ from services.training.finetune import (
     TuneOptions,
     dev_measures,
     lower_states,
-    opinion,
     tune,
     vectors,
+    wide,
 )
 from shared.e5 import E5, Bert, BertConfig, load_adapter
 
@@ -112,14 +112,14 @@ def test_it_learns_what_the_model_beside_it_does_not_say(tmp_path: Path) -> None
     assert accuracy > 0.9
     (alone,) = dev_measures(model, replace(dev, said=None), states, 3, "accuracy", e5.device).values()
     assert alone < 0.8
-    found = opinion(model, dimension=16 + 2)
+    found = wide(model, dimension=16 + 2)
     assert found is not None
     own = vectors(model, states, e5.device).astype(np.float32)
     assert dev.said is not None
     rows = torch.from_numpy(np.concatenate([own, np.ones((100, 2), np.float32), dev.said], 1))
     both = rows @ found.weights.T + found.bias
     assert np.mean(both.numpy().argmax(1) == dev.labels) == accuracy
-    assert opinion(tune(tiny(), task(60, 0), task(30, 1), 2, options, tmp_path), 16) is None
+    assert wide(tune(tiny(), task(60, 0), task(30, 1), 2, options, tmp_path), 16) is None
 
 
 def test_an_interrupted_tuning_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from services.fusion.model import HEADS, STRATEGIES, FusionModel, ModelConfig, load_network, save
 from services.training import evaluation, report
 from services.training.examples import Examples, joined
-from services.training.fit import FitOptions, Opinion, class_weights, fit, fit_counting, refit, withheld
+from services.training.fit import FitOptions, Wide, class_weights, fit, fit_counting, refit, withheld
 
 torch.set_num_threads(1)
 SLOTS = {"text": 6, "image": 4}
@@ -81,20 +81,20 @@ def test_refitting_learns_from_the_rows_that_told_when_to_stop() -> None:
     assert recall[1] > 0.2
 
 
-def test_an_opinion_stands_where_learning_only_makes_it_worse() -> None:
+def test_a_wide_part_stands_where_learning_only_makes_it_worse() -> None:
     """The rows to learn from are mislabelled, as those are of which a model on its own texts is too sure."""
     rows, stop = examples(400, 0, present=1), examples(200, 1, present=1)
-    opinion = Opinion(torch.eye(3, 6) * 3, torch.zeros(3))
-    options = replace(OPTIONS, opinion=opinion)
+    wide = Wide(torch.eye(3, 6) * 3, torch.zeros(3))
+    options = replace(OPTIONS, wide=wide)
     misled = replace(rows, labels=(rows.labels + 1) % 3)
-    network, epochs = fit_counting(replace(CONFIG, opinion="text"), misled, stop, options)
+    network, epochs = fit_counting(replace(CONFIG, wide="text"), misled, stop, options)
     assert epochs == 0
     test = examples(200, 2, present=1)
     accuracy = evaluation.evaluate(evaluation.NetworkJudge(network), test)["accuracy"]
-    said = test.vectors["text"].astype(np.float32) @ opinion.weights.numpy().T
+    said = test.vectors["text"].astype(np.float32) @ wide.weights.numpy().T
     assert accuracy == np.mean(said.argmax(1) == test.labels) > 0.9
-    none = replace(options, opinion=Opinion(torch.zeros(3, 6), torch.zeros(3)))
-    network, epochs = fit_counting(replace(CONFIG, opinion="text"), rows, stop, none)
+    none = replace(options, wide=Wide(torch.zeros(3, 6), torch.zeros(3)))
+    network, epochs = fit_counting(replace(CONFIG, wide="text"), rows, stop, none)
     assert epochs > 0
     assert evaluation.evaluate(evaluation.NetworkJudge(network), test)["accuracy"] > 0.9
 
