@@ -605,10 +605,11 @@ def evaluate(
     """
     with _refusing(), _progress(as_json) as progress:
         judge: evaluation.Judge
-        if utterances.is_context(model):
+        network = None if utterances.is_context(model) else FusionModel.load(model, device).network
+        if network is None:
             judge = utterances.ContextModel.load(model)
         else:
-            judge = evaluation.NetworkJudge(FusionModel.load(model, device).network)
+            judge = evaluation.NetworkJudge(network)
         classes = judge.classes
         if robustness and manifest_file is None:
             raise manifest.ManifestError("--robustness goes with --manifest: it alters what is encoded")
@@ -622,6 +623,9 @@ def evaluate(
             raise manifest.ManifestError("nothing to evaluate on: give --manifest or --features")
         version = _version(model)
         result = {"model_version": version} | evaluation.evaluate(judge, examples, seed=seed)
+        felt = evaluation.emotions(network, examples) if network is not None else None
+        if felt is not None:
+            result["emotions"] = felt
         if robustness:
             from services.training import robustness as suite  # torchvision and torchaudio, only for this
 
@@ -643,6 +647,8 @@ def evaluate(
     _show({"all": result}, version)
     _show(result["per_language"], "by language")
     _show(result["per_subset"], "by modalities, the others withheld")
+    if "emotions" in result:
+        _show({"all": result["emotions"]}, "emotions")
     if robustness:
         _show_robustness(result["robustness"])
 

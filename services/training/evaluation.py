@@ -14,7 +14,7 @@ import torch
 from services.fusion.model import FusionNetwork
 from services.training import metrics
 from services.training.examples import Examples
-from services.training.fit import logits
+from services.training.fit import answers, logits
 
 MISSING_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -57,6 +57,18 @@ def probabilities(
     with torch.inference_mode():
         found = network.calibrated(scores.to(device), torch.from_numpy(mask).to(device)).double()
     return np.asarray((found / found.sum(1, keepdim=True)).cpu().numpy())
+
+
+def emotions(network: FusionNetwork, examples: Examples) -> dict[str, Any] | None:
+    """The same measures of the emotions, over the rows that have one and a modality; None where there is no
+    such row, or the model knows no emotions."""
+    examples = examples.aligned(network.config.slots)
+    examples = examples.take((examples.emotions >= 0) & examples.present.any(1))
+    if not len(examples) or not network.config.emotions:
+        return None
+    _, felt = answers(network, examples, device=str(next(network.parameters()).device))
+    p = felt.double().softmax(1).numpy()
+    return metrics.describe(examples.emotions, p, network.config.emotions)
 
 
 def evaluate(judge: Judge, examples: Examples, *, seed: int = 0) -> dict[str, Any]:

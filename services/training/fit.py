@@ -247,7 +247,6 @@ def class_weights(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return weights
 
 
-@torch.inference_mode()
 def logits(
     network: FusionNetwork,
     examples: Examples,
@@ -255,16 +254,29 @@ def logits(
     device: str = "cpu",
 ) -> Tensor:
     """(N, classes) of all rows, with what `present` (N, slots of the network) leaves of their slots."""
+    return answers(network, examples, present, device)[0]
+
+
+@torch.inference_mode()
+def answers(
+    network: FusionNetwork,
+    examples: Examples,
+    present: npt.NDArray[np.bool_] | None = None,
+    device: str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """As `logits`, and emotion logits (N, emotions) beside them."""
     network.eval()
     examples = examples.aligned(network.config.slots)
     mask = examples.present if present is None else present
-    found = []
+    found, felt = [], []
     for start in range(0, len(examples), 2048):
         rows = np.arange(start, min(start + 2048, len(examples)))
         shown = torch.from_numpy(mask[rows]).to(device)
         vectors = {slot: torch.from_numpy(block).to(device) for slot, block in examples.gather(rows).items()}
-        found.append(network(network.project(vectors, shown), shown)[0].cpu())
-    return torch.cat(found)
+        own, feelings = network(network.project(vectors, shown), shown)
+        found.append(own.cpu())
+        felt.append(own.new_zeros(len(rows), 0).cpu() if feelings is None else feelings.cpu())
+    return torch.cat(found), torch.cat(felt)
 
 
 def dev_measure(network: FusionNetwork, dev: Examples, measure: str, device: str = "cpu") -> float:

@@ -35,6 +35,7 @@ def write(result: Mapping[str, Any], folder: Path, title: str) -> Path:
         _paired(result["paired"]),
         _image(_reliability(result["reliability"]), "reliability"),
         _image(_missing(result["missing_rate"]), "measures as modalities go missing"),
+        *(_emotions(result["emotions"]) if "emotions" in result else ()),
         *(_robustness(result["robustness"]) if "robustness" in result else ()),
     ]
     path = folder / "report.html"
@@ -55,7 +56,7 @@ def _table(heading: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f"<h2>{html.escape(heading)}</h2><table><tr><th>{head}{body}</table>"
 
 
-def _per_class(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _per_class(rows: Mapping[str, Mapping[str, Any]], heading: str = "By class") -> str:
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
@@ -64,7 +65,16 @@ def _per_class(rows: Mapping[str, Mapping[str, Any]]) -> str:
         f"<td>{shown(row['recall'])}<td>{shown(row['f1'])}"
         for name, row in rows.items()
     )
-    return f"<h2>By class</h2><table><tr><th><th>rows<th>precision<th>recall<th>f1{body}</table>"
+    return f"<h2>{heading}</h2><table><tr><th><th>rows<th>precision<th>recall<th>f1{body}</table>"
+
+
+def _emotions(found: Mapping[str, Any]) -> list[str]:
+    emotions = list(found["per_class"])
+    return [
+        _table("Emotions", {"all": found}),
+        _per_class(found["per_class"], "By emotion"),
+        _image(_confusion(found["confusion"], emotions), "confusion matrix of the emotions"),
+    ]
 
 
 def _rows(heading: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:

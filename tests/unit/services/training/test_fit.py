@@ -128,12 +128,34 @@ def test_evaluation_counts_every_row_once_per_language_and_leaves_out_what_has_n
     assert [point["rate"] for point in result["missing_rate"]][:2] == [0.0, 0.1]
 
 
+def test_emotions_are_measured_on_the_rows_that_have_one() -> None:
+    def feeling(count: int, seed: int) -> Examples:
+        rows = examples(count, seed)
+        return replace(rows, emotions=np.where(rows.labels == 0, 1, 0))
+
+    config = replace(CONFIG, emotions=("joy", "anger"))
+    network = fit(config, feeling(300, 0), feeling(100, 1), replace(OPTIONS, epochs=3))
+    rows = feeling(200, 2)
+    rows.labels[:50] = -1  # that there is no label is nothing to emotions
+    rows.emotions[150:] = -1
+    found = evaluation.emotions(network, rows)
+    assert found is not None
+    assert found["rows"] == 150
+    assert found["accuracy"] > 0.8
+    assert list(found["per_class"]) == ["joy", "anger"]
+    assert evaluation.emotions(network, examples(10, 2)) is None
+    assert evaluation.emotions(fit(CONFIG, rows, rows, replace(OPTIONS, epochs=1)), feeling(10, 2)) is None
+
+
 def test_a_report_is_one_page_with_its_plots(tmp_path: Path) -> None:
     network = fit(CONFIG, examples(200, 0), examples(100, 1), replace(OPTIONS, epochs=1))
-    page = report.write(
-        evaluation.evaluate(evaluation.NetworkJudge(network), examples(100, 5)), tmp_path, "a <title>"
-    ).read_text()
+    result = evaluation.evaluate(evaluation.NetworkJudge(network), examples(100, 5))
+    page = report.write(result, tmp_path, "a <title>").read_text()
     assert page.count("data:image/png;base64,") == 3
+    assert "Emotions" not in page
+    felt = report.write(result | {"emotions": result}, tmp_path, "a title").read_text()
+    assert felt.count("data:image/png;base64,") == 4
+    assert "By emotion" in felt
     assert "a &lt;title&gt;" in page
     assert "http" not in page
 
