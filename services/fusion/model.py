@@ -326,6 +326,7 @@ class FusionNetwork(nn.Module):
     """
 
     temperatures: Tensor
+    emotion_temperatures: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -344,6 +345,8 @@ class FusionNetwork(nn.Module):
         self.wide = nn.Linear(config.slots[config.wide], len(config.classes)) if config.wide else None
         # One temperature per subset of the slots, the mask read as a binary number (first slot: bit 0).
         self.register_buffer("temperatures", torch.ones(2 ** len(config.slots)))
+        if config.emotions:
+            self.register_buffer("emotion_temperatures", torch.ones(2 ** len(config.slots)))
 
     def standardise(self, slot: str, mean: Tensor, deviation: Tensor) -> None:
         """Fix the centre and spread, both (D,), of a slot's vectors."""
@@ -420,6 +423,10 @@ class FusionNetwork(nn.Module):
         """Probabilities (B, classes): the softmax at the temperature of each row's subset. Source: Guo et al.
         2017."""
         return functional.softmax(logits / self.temperatures[subset_codes(present)][:, None], 1)
+
+    def calibrated_emotions(self, logits: Tensor, present: Tensor) -> Tensor:
+        """Probabilities (B, emotions) of emotion logits, likewise."""
+        return functional.softmax(logits / self.emotion_temperatures[subset_codes(present)][:, None], 1)
 
 
 def subset_codes(present: Tensor) -> Tensor:
@@ -500,7 +507,7 @@ class FusionModel:
         with torch.inference_mode():
             logits, feelings = self.network(self.network.project({}, nothing), nothing)
             self._prior = self._probabilities(logits[None], [0])[0, 0]
-            self._prior_emotions = _emotions(feelings, 1)[0]
+            self._prior_emotions = self._emotions(feelings, 0, 1)[0]
 
     @classmethod
     def load(cls, path: Path, device: str = "auto", *, threads: int = 0) -> FusionModel:
@@ -636,25 +643,26 @@ class FusionModel:
         full = p[-1]
         prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
         values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
-        return full, _emotions(feelings, len(full)), values @ weights, prior
+        return full, self._emotions(feelings, int(codes[-1]), len(full)), values @ weights, prior
 
     def _probabilities(self, logits: Tensor, codes: Sequence[int]) -> Doubles:
         """(S, N, classes) calibrated probabilities of the logits of each subset, given its `subset_codes`."""
         scaled = logits.double() / self.network.temperatures[codes].double()[:, None, None]
         return cast(Doubles, scaled.softmax(2).cpu().numpy())
 
+    def _emotions(self, logits: Tensor | None, code: int, count: int) -> Doubles:
+        """(count, emotions) calibrated probabilities of the logits of one subset, given its code; no columns
+        without that head."""
+        if logits is None:
+            return np.zeros((count, 0))
+        scaled = logits.double() / self.network.emotion_temperatures[code].double()
+        return cast(Doubles, scaled.softmax(1).cpu().numpy())
+
     def _explained(self, probabilities: Doubles, final: Doubles) -> Doubles:
         """(N,) the value whose change is explained, given what the whole post was given."""
         if self.config.classes == SENTIMENTS:
             return probabilities[:, 2] - probabilities[:, 0]
         return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
-
-
-def _emotions(logits: Tensor | None, count: int) -> Doubles:
-    """(count, emotions): the softmax of emotion logits; no columns without that head."""
-    if logits is None:
-        return np.zeros((count, 0))
-    return cast(Doubles, logits.double().softmax(1).cpu().numpy())
 
 
 def _subsets(count: int) -> tuple[npt.NDArray[np.bool_], Doubles]:

@@ -274,7 +274,7 @@ def train(
             judge = evaluation.NetworkJudge(network)
             dev_result = {
                 str(part): evaluation.evaluate(judge, sets.dev.take(sets.dev.parts == part), seed=seed)
-                for part in np.unique(sets.dev.parts)
+                for part in np.unique(sets.dev.parts[sets.dev.labels >= 0])
             }
             if sets.held_out and best_epochs:  # they have told when to stop; now they teach as well
                 everything = joined([sets.train, sets.dev])

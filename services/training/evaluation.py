@@ -66,9 +66,11 @@ def emotions(network: FusionNetwork, examples: Examples) -> dict[str, Any] | Non
     examples = examples.take((examples.emotions >= 0) & examples.present.any(1))
     if not len(examples) or not network.config.emotions:
         return None
-    _, felt = answers(network, examples, device=str(next(network.parameters()).device))
-    p = felt.double().softmax(1).numpy()
-    return metrics.describe(examples.emotions, p, network.config.emotions)
+    device = next(network.parameters()).device
+    _, felt = answers(network, examples, device=str(device))
+    with torch.inference_mode():
+        p = network.calibrated_emotions(felt.to(device), torch.from_numpy(examples.present).to(device))
+    return metrics.describe(examples.emotions, p.double().cpu().numpy(), network.config.emotions)
 
 
 def evaluate(judge: Judge, examples: Examples, *, seed: int = 0) -> dict[str, Any]:

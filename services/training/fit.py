@@ -126,6 +126,8 @@ def refit(
     """
     _, again, _ = next(islice(_epochs(network.config, train, options, None, device), epochs, None))
     again.temperatures.copy_(network.temperatures)
+    if network.config.emotions:
+        again.emotion_temperatures.copy_(network.emotion_temperatures)
     return again.eval()
 
 
@@ -293,30 +295,44 @@ def dev_measure(network: FusionNetwork, dev: Examples, measure: str, device: str
 
 def calibrate(network: FusionNetwork, dev: Examples, *, balance: bool, device: str = "cpu") -> None:
     """Set the temperature of every subset of slots to the one of least dev loss over the rows that have them
-    all.
+    all; that of the emotions over those of them that have one.
 
     A subset with too few such rows takes the mean temperature of its slots alone. Source: Guo et al. 2017,
     section 4.2.
     """
     dev = dev.aligned(network.config.slots)
+    _calibrate(network, dev, network.temperatures, dev.labels, 0, balance, device)
+    if network.config.emotions:
+        _calibrate(network, dev, network.emotion_temperatures, dev.emotions, 1, False, device)
+
+
+def _calibrate(
+    network: FusionNetwork,
+    dev: Examples,
+    temperatures: Tensor,
+    labels: npt.NDArray[np.int64],
+    head: int,
+    balance: bool,
+    device: str,
+) -> None:
+    """head: which of `answers` the temperatures and the labels are of."""
     count = len(network.config.slots)
-    network.temperatures.fill_(1.0)
+    temperatures.fill_(1.0)
     single: dict[int, float] = {}
     for chosen in sorted(product((False, True), repeat=count), key=sum):
         subset = np.array(chosen, bool)
-        rows = np.flatnonzero((dev.present | ~subset).all(1) & (dev.labels >= 0))
+        rows = np.flatnonzero((dev.present | ~subset).all(1) & (labels >= 0))
         code = int(subset_codes(torch.from_numpy(subset[None]))[0])
         members = [i for i in range(count) if subset[i]]
         if len(rows) >= _FEWEST_ROWS:
-            part = dev.take(rows)
             shown = np.repeat(subset[None], len(rows), 0)
-            scores = logits(network, part, shown, device)
-            temperature = best_temperature(scores.double().numpy(), part.labels, balance)
+            scores = answers(network, dev.take(rows), shown, device)[head]
+            temperature = best_temperature(scores.double().numpy(), labels[rows], balance)
         else:
             temperature = float(np.mean([single.get(i, 1.0) for i in members])) if members else 1.0
         if len(members) == 1:
             single[members[0]] = temperature
-        network.temperatures[code] = temperature
+        temperatures[code] = temperature
 
 
 def best_temperature(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], balance: bool) -> float:

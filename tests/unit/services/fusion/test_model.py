@@ -184,6 +184,25 @@ def test_temperature_is_that_of_the_subset() -> None:
     assert p[1].max() < 0.34
 
 
+def test_emotions_have_a_temperature_of_their_own() -> None:
+    made = network()
+    text = (Modality.TEXT,)
+    with torch.no_grad():
+        made.emotion_temperatures.fill_(1.0)
+        (plain,) = FusionModel(made, "test@0").classify([post(text)])
+        made.emotion_temperatures[1] = 1000.0  # of text alone
+        (flat,) = FusionModel(made, "test@0").classify([post(text)])
+        (both,) = FusionModel(made, "test@0").classify([post((Modality.TEXT, Modality.IMAGE))])
+    assert max(plain.emotions.values()) > 0.2
+    assert max(flat.emotions.values()) < 0.15
+    assert max(both.emotions.values()) > 0.2
+    assert (flat.probabilities, flat.score) == (plain.probabilities, plain.score)
+    present = torch.tensor([[True, False, False, False], [True, True, False, False]])
+    p = made.calibrated_emotions(torch.eye(2, 7) * 4, present)
+    assert p[0].max() < 0.15
+    assert p[1].max() > 0.8
+
+
 def test_save_and_load_give_the_same_verdicts(tmp_path: Path) -> None:
     made = network(wide="text")
     save(made, tmp_path, {"why": "a test"})

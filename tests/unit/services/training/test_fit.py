@@ -12,7 +12,16 @@ import torch
 from services.fusion.model import HEADS, STRATEGIES, FusionModel, ModelConfig, load_network, save
 from services.training import evaluation, report
 from services.training.examples import Examples, joined
-from services.training.fit import FitOptions, Wide, class_weights, fit, fit_counting, refit, withheld
+from services.training.fit import (
+    FitOptions,
+    Wide,
+    calibrate,
+    class_weights,
+    fit,
+    fit_counting,
+    refit,
+    withheld,
+)
 
 torch.set_num_threads(1)
 SLOTS = {"text": 6, "image": 4}
@@ -143,6 +152,13 @@ def test_emotions_are_measured_on_the_rows_that_have_one() -> None:
     assert found["rows"] == 150
     assert found["accuracy"] > 0.8
     assert list(found["per_class"]) == ["joy", "anger"]
+    temperatures = network.emotion_temperatures.clone()
+    with torch.no_grad():
+        assert network.feel is not None
+        for parameter in network.feel.layers[-1].parameters():
+            parameter.mul_(10)  # sure of everything
+    calibrate(network, feeling(100, 1), balance=False)
+    assert (network.emotion_temperatures[1:] > 2 * temperatures[1:]).all()
     assert evaluation.emotions(network, examples(10, 2)) is None
     assert evaluation.emotions(fit(CONFIG, rows, rows, replace(OPTIONS, epochs=1)), feeling(10, 2)) is None
 
