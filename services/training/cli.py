@@ -236,6 +236,7 @@ def train(
             )
             model.save(out, facts)
             dev_result = {"": evaluation.evaluate(model, sets.dev, seed=seed)}
+            dev_emotions = {}
         else:
             config = ModelConfig(
                 slots=slots,
@@ -272,9 +273,14 @@ def train(
                 )
             facts["parameters"] = sum(parameter.numel() for parameter in network.parameters())
             judge = evaluation.NetworkJudge(network)
+            parts = {str(part): sets.dev.take(sets.dev.parts == part) for part in np.unique(sets.dev.parts)}
             dev_result = {
-                str(part): evaluation.evaluate(judge, sets.dev.take(sets.dev.parts == part), seed=seed)
-                for part in np.unique(sets.dev.parts[sets.dev.labels >= 0])
+                part: evaluation.evaluate(judge, rows, seed=seed)
+                for part, rows in parts.items()
+                if (rows.labels >= 0).any()
+            }
+            dev_emotions = {
+                part: felt for part, rows in parts.items() if (felt := evaluation.emotions(network, rows))
             }
             if sets.held_out and best_epochs:  # they have told when to stop; now they teach as well
                 everything = joined([sets.train, sets.dev])
@@ -290,11 +296,14 @@ def train(
         "seconds": round(time.perf_counter() - began, 1),
         **facts,
         "dev": dev_result,
+        "dev_emotions": dev_emotions,
     }
     if as_json:
         print(json.dumps(result))
         return
-    _show({name or "dev": measured for name, measured in dev_result.items()}, f"{out}: dev set")
+    for found, title in ((dev_result, "dev set"), (dev_emotions, "emotions of the dev set")):
+        if found:
+            _show({name or "dev": measured for name, measured in found.items()}, f"{out}: {title}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

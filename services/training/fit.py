@@ -301,22 +301,28 @@ def calibrate(network: FusionNetwork, dev: Examples, *, balance: bool, device: s
     section 4.2.
     """
     dev = dev.aligned(network.config.slots)
-    _calibrate(network, dev, network.temperatures, dev.labels, 0, balance, device)
+
+    def sentiments(part: Examples, shown: npt.NDArray[np.bool_]) -> Tensor:
+        return logits(network, part, shown, device)
+
+    def feelings(part: Examples, shown: npt.NDArray[np.bool_]) -> Tensor:
+        return answers(network, part, shown, device)[1]
+
+    _calibrate(network.temperatures, sentiments, dev, dev.labels, balance=balance)
     if network.config.emotions:
-        _calibrate(network, dev, network.emotion_temperatures, dev.emotions, 1, False, device)
+        _calibrate(network.emotion_temperatures, feelings, dev, dev.emotions, balance=False)
 
 
 def _calibrate(
-    network: FusionNetwork,
-    dev: Examples,
     temperatures: Tensor,
+    scores_of: Callable[[Examples, npt.NDArray[np.bool_]], Tensor],
+    dev: Examples,
     labels: npt.NDArray[np.int64],
-    head: int,
+    *,
     balance: bool,
-    device: str,
 ) -> None:
-    """head: which of `answers` the temperatures and the labels are of."""
-    count = len(network.config.slots)
+    """scores_of: logits (N, C) of rows with what a mask (N, slots) leaves of them. labels: (N,) of dev."""
+    count = dev.present.shape[1]
     temperatures.fill_(1.0)
     single: dict[int, float] = {}
     for chosen in sorted(product((False, True), repeat=count), key=sum):
@@ -326,7 +332,7 @@ def _calibrate(
         members = [i for i in range(count) if subset[i]]
         if len(rows) >= _FEWEST_ROWS:
             shown = np.repeat(subset[None], len(rows), 0)
-            scores = answers(network, dev.take(rows), shown, device)[head]
+            scores = scores_of(dev.take(rows), shown)
             temperature = best_temperature(scores.double().numpy(), labels[rows], balance)
         else:
             temperature = float(np.mean([single.get(i, 1.0) for i in members])) if members else 1.0

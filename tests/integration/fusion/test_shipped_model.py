@@ -47,6 +47,16 @@ def test_obvious_posts_are_labelled_right(model: FusionModel) -> None:
         assert verdict.model_version == model.model_version
 
 
+def test_spoken_words_have_the_emotion_of_written_ones(model: FusionModel) -> None:
+    encoder = features.encoders(model=ModelSettings(device="cpu", threads=1))(Modality.TEXT)
+    plain = {"I am so angry, this is outrageous!": "anger", "I'm so happy and grateful today": "joy"}
+    for answer, emotion in zip(encoder.encode([Input(text) for text in plain]), plain.values(), strict=True):
+        vector = answer[Modality.TEXT].vector
+        assert vector is not None
+        for verdict in model.classify([{Modality.TEXT: vector}, {Modality.SPEECH: vector}]):
+            assert max(verdict.emotions, key=verdict.emotions.__getitem__) == emotion
+
+
 def test_the_shipped_model_takes_what_the_encoders_give(model: FusionModel) -> None:
     assert set(model.dimensions) == set(Modality)
     open_encoder = features.encoders(model=ModelSettings(device="cpu", threads=1))

@@ -218,6 +218,24 @@ def test_robustness_alters_every_modality_of_the_rows(folder: Path, tmp_path: Pa
     assert sum(found["sarcasm_file"]["1"][name] for name in ("negative", "neutral", "positive")) == 1
 
 
+def test_emotions_are_learned_measured_and_reported_where_rows_have_them(tmp_path: Path) -> None:
+    lines = [(text, label) for text, _, _, label, _ in TRAIN if text]
+    emotions = {"positive": "joy", "negative": "anger", "neutral": ""}
+    manifest = tmp_path / "felt.csv"
+    manifest.write_text(
+        "text,label,emotion\n" + "".join(f'"{text}",{label},{emotions[label]}\n' for text, label in lines)
+    )
+    model, report = tmp_path / "model", tmp_path / "report"
+    trained = run("train", "--manifest", manifest, "--dev", manifest, "--epochs", 2, "--out", model)
+    assert trained["dev_emotions"][""]["rows"] == 6
+    found = run("evaluate", "--model", model, "--manifest", manifest, "--report", report)
+    assert found["emotions"] == trained["dev_emotions"][""]
+    assert (found["rows"], found["emotions"]["rows"]) == (10, 6)
+    assert "By emotion" in (report / "report.html").read_text()
+    felt = run("predict", "--model", model, "--text", "I love this so much")["emotions"]
+    assert sum(felt.values()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 def test_a_lexicon_of_the_labels_comes_to_the_text_model(
     tuned: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

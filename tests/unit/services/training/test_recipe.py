@@ -58,6 +58,14 @@ def test_nothing_else_than_the_recipe_trained_the_shipped_weights(weights: Path)
 
 
 @needs_data
+def test_emotions_are_measured_by_what_people_said_and_not_by_words_that_were_found() -> None:
+    rows, dev = recipe.text_rows(DATA)
+    assert {row.part for row in dev if row.emotion} == {"tweeteval_emotion"}
+    assert {row.emotion for row in dev if row.part == "tweeteval_emotion"} == {"anger", "joy", "sadness"}
+    assert {row.part for row in rows if row.emotion == "fear"} >= {"tweeteval", "umsab"}
+
+
+@needs_data
 def test_no_face_and_no_voice_is_on_both_sides() -> None:
     train, dev = recipe.media_rows(DATA)
     for part in ("faces", "emodb"):
