@@ -35,7 +35,11 @@ class Scored:
 
     @property
     def used(self) -> int:
-        return mask([modality for modality, answer in self.answers.items() if answer.vector is not None])
+        bits = 0
+        for modality, answer in self.answers.items():
+            if answer.vector is not None:
+                bits |= 1 << modality
+        return bits
 
     @property
     def complete(self) -> bool:

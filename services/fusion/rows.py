@@ -16,10 +16,14 @@ from services.fusion.revision import Written, expected_mask, score_micro
 from services.fusion.trends import Counts, Key
 from shared import tables
 from shared.db import copy_array, copy_texts
-from shared.messages import Media, ModalityWeight
+from shared.messages import Media, Modality, ModalityWeight
 
 POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
 TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
+
+# Labels and masks of modalities, by their value.
+_SMALL: Final = [str(number) for number in range(2 << max(Modality))]
+_CONTRIBUTION: Final = {modality: f'"{modality.name}":{{"contribution":' for modality in Modality}
 
 
 def posts_text(items: Sequence[Written]) -> str:
@@ -44,15 +48,15 @@ def posts_text(items: Sequence[Written]) -> str:
         "ingest_time": _times([post.ingest_time for post in posts]),
         "traceparent": copy_texts([post.traceparent for post in posts]),
         "revision": [str(item.sentiment.revision) for item in items],
-        "label": [str(int(verdict.label)) for verdict in verdicts],
+        "label": [_SMALL[verdict.label] for verdict in verdicts],
         "negative": _numbers(negative),
         "neutral": _numbers(neutral),
         "positive": _numbers(positive),
         "score_micro": [str(score_micro(verdict.score)) for verdict in verdicts],
-        "expected": [str(expected_mask(post.expected)) for post in posts],
-        "answered": [str(one.answered) for one in scored],
-        "used": [str(one.used) for one in scored],
-        "modalities": copy_texts([_modalities(verdict.modalities) for verdict in verdicts]),
+        "expected": [_SMALL[expected_mask(post.expected)] for post in posts],
+        "answered": [_SMALL[one.answered] for one in scored],
+        "used": [_SMALL[one.used] for one in scored],
+        "modalities": copy_texts(_modalities([verdict.modalities for verdict in verdicts])),
         "emotions": copy_texts([_json(verdict.emotions) for verdict in verdicts]),
         "transcript": copy_texts([one.transcript for one in scored]),
         "model_version": copy_texts([verdict.model_version for verdict in verdicts]),
@@ -111,16 +115,17 @@ def _media(media: Iterable[Media]) -> str:
     )
 
 
-def _modalities(weights: Iterable[ModalityWeight]) -> str:
-    return _json(
-        {
-            weight.modality.name: {
-                "contribution": weight.contribution,
-                "absent_reason": _text(weight.absent_reason),
-            }
-            for weight in weights
-        }
-    )
+def _modalities(column: Sequence[Sequence[ModalityWeight]]) -> list[str]:
+    """{"TEXT": {"contribution": 0.4, "absent_reason": ""}, ..} of each post."""
+    numbers = iter(_numbers([weight.contribution for weights in column for weight in weights]))
+    return [
+        "{" + ",".join([_weight(weight, next(numbers)) for weight in weights]) + "}" for weights in column
+    ]
+
+
+def _weight(weight: ModalityWeight, contribution: str) -> str:
+    reason = _json(_text(weight.absent_reason)) if weight.absent_reason else '""'
+    return f'{_CONTRIBUTION[weight.modality]}{contribution},"absent_reason":{reason}}}'
 
 
 def _text(value: str) -> str:
