@@ -1,4 +1,4 @@
-"""`crowdtone bench encode`: an encoder's step, record bytes to embedding bytes, over the bare model loop.
+"""`crowdtone bench encode`: an encoder's loop, record bytes to embedding bytes, over the bare model loop.
 
 No broker: what one process does between reading and writing. The bare loop is the same model, in the same
 process, on inputs that are ready for it: tokenised and packed over the whole load, or decoded.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,14 +34,14 @@ from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import TextEncoder
 from services.text_encoder.settings import TextEncoderSettings
-from shared import e5_weights, heartbeat
+from shared import e5_weights, heartbeat, worker
 from shared.canary import Canary
 from shared.device import choose_device, started_on
-from shared.e5 import E5, Bert, BertConfig, token_batches
+from shared.e5 import E5, Bert, BertConfig, fast_tokenize, token_batches
 from shared.embedding_cache import EmbeddingCache
-from shared.encoding import Encoder, Input, encode_step
+from shared.encoding import TURNS, Encoder, Input, encode_step
 from shared.media import MediaStore
-from shared.messages import Modality, Post, Record, Step
+from shared.messages import Modality, Output, Post, Record, Result, Step, TopicPartition
 from shared.settings import MediaSettings, ModelSettings, TextModelSettings
 
 CACHE_TTL_S: Final = 3600
@@ -90,7 +90,7 @@ def encode(
     device: OnDevice = Device.auto,
     as_json: AsJson = False,
 ) -> None:
-    """An encoder's step, from record bytes to embedding bytes, over the bare model loop."""
+    """An encoder's loop, from record bytes to embedding bytes, over the bare model loop."""
     slot = Modality[modality.upper()]
     model = ModelSettings(device=choose_device(device))
     subject = SUBJECTS[modality](model, shape)
@@ -160,6 +160,26 @@ def _step(encoder: Encoder, media: MediaStore, cache: EmbeddingCache | None) -> 
     return encode_step("bench", encoder, media, canary=Canary(encoder), cache=cache)
 
 
+class _Polls:
+    """A source in memory, one poll after the other, and a sink that has all at once."""
+
+    def __init__(self, polls: Sequence[Sequence[Record]]) -> None:
+        self.left = deque(polls)
+        self.committed = 0
+
+    def poll(self) -> list[Record]:
+        return list(self.left.popleft())
+
+    def write(self, outputs: Sequence[Output]) -> None:
+        pass
+
+    def commit(self, finished: Mapping[TopicPartition, int]) -> None:
+        (self.committed,) = finished.values()
+
+    def lag_records(self) -> int:
+        return sum(map(len, self.left))
+
+
 def _through(
     step: Step,
     polls: Sequence[Sequence[Record]],
@@ -167,18 +187,30 @@ def _through(
     batch_s: list[float],
     filled: Counter[str],
 ) -> Callable[[], None]:
-    """All polls through the step; what each took is put to `batch_s`, what the batches held to `filled`."""
+    """All polls through the service's loop; what the step took for each is put to `batch_s`, what the batches
+    held to `filled`."""
+
+    def timed(records: Sequence[Record], now: float) -> Result:
+        began = time.perf_counter()
+        result = step(records, now)
+        batch_s.append(time.perf_counter() - began)
+        return result
 
     def service() -> None:
-        answered = 0
+        kafka = _Polls(polls)
         before = batches(generate_latest().decode())
-        for records in polls:
-            began = time.perf_counter()
-            answered += step(records, 0.0).posts
-            batch_s.append(time.perf_counter() - began)
+        worker.run(
+            "bench",
+            kafka,
+            timed,
+            kafka,
+            stopped=lambda: not kafka.left,
+            dead_letter_limit=1,
+            turns=TURNS,
+        )
         filled.update(batches(generate_latest().decode()) - before)
-        if answered != posts:
-            raise AssertionError(f"{answered} answers for {posts} posts")
+        if kafka.committed != posts:
+            raise AssertionError(f"{kafka.committed} posts of {posts} answered")
 
     return service
 
@@ -240,13 +272,9 @@ def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
     torch.manual_seed(0)
     network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
 
-    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
-        tokenizer.enable_truncation(max_tokens)
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
-
     return E5(
         network,
-        tokenize,
+        fast_tokenize(tokenizer, max_tokens),
         dimension=config.hidden_size,
         pad_id=tokenizer.token_to_id("<pad>") or 0,
         prefix="",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -38,10 +39,16 @@ def started_on(
 
     On a CPU as many batches are computed side by side as torch has threads here, each by one of them: threads
     that share a batch wait for one another at every layer, and far longer where another process has their
-    core. On a GPU a batch is handed over at once, in order.
+    core. On a GPU a batch is handed over at once, in order, by one thread at a time.
     """
     if device != "cpu":
-        return start
+        lock = threading.Lock()
+
+        def handed_over(items: Sequence[Item]) -> Callable[[], Sequence[Encoded]]:
+            with lock:
+                return start(items)
+
+        return handed_over
     pool = ThreadPoolExecutor(
         torch.get_num_threads(),
         thread_name_prefix="model",

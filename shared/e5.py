@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -236,8 +236,8 @@ def from_hugging_face(tensors: Mapping[str, Tensor], layers: int) -> dict[str, T
     return state
 
 
-class _Tokenize(Protocol):
-    def __call__(self, texts: list[str], max_tokens: int) -> list[list[int]]: ...
+_Tokenize = Callable[[list[str]], list[list[int]]]
+"""Texts to token ids, frame included, cut to what the model takes; any threads may be in it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,7 +275,7 @@ class E5(nn.Module):
         self._pad_id = pad_id
         self._prefix = prefix
         # Tokens of the frame (prefix, start, end): a text with no more than these says nothing.
-        self._frame_tokens = len(tokenize([prefix], max_tokens)[0])
+        self._frame_tokens = len(tokenize([prefix])[0])
         self._compiled = False
 
     @classmethod
@@ -404,7 +404,7 @@ class E5(nn.Module):
         limit = self.max_tokens * _MAX_CHARACTERS_PER_TOKEN
         # A lone surrogate is no Unicode text and cannot cross into the tokenizer: it becomes "?".
         cut = [(self._prefix + text.lstrip()[:limit]).encode("utf-8", "replace").decode() for text in texts]
-        return [ids if len(ids) > self._frame_tokens else [] for ids in self._tokenize(cut, self.max_tokens)]
+        return [ids if len(ids) > self._frame_tokens else [] for ids in self._tokenize(cut)]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """(B, T) int64 ids and attention mask of the rows, on the model's device, T the longest.
@@ -507,24 +507,23 @@ def _is_bert(folder: Path) -> bool:
 def _own(folder: Path, model_version: str, prefix: str, max_tokens: int) -> E5:
     network = Bert.from_folder(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    max_tokens = min(max_tokens, network.position.num_embeddings)
     return E5(
         network,
-        _fast_tokenize(tokenizer),
+        fast_tokenize(tokenizer, max_tokens),
         dimension=network.norm.normalized_shape[0],
         pad_id=tokenizer.token_to_id("<pad>") or tokenizer.token_to_id("[PAD]") or 0,
         prefix=prefix,
-        max_tokens=min(max_tokens, network.position.num_embeddings),
+        max_tokens=max_tokens,
         model_version=model_version,
     )
 
 
-def _fast_tokenize(tokenizer: Tokenizer) -> _Tokenize:
-    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
-
-    return tokenize
+def fast_tokenize(tokenizer: Tokenizer, max_tokens: int) -> _Tokenize:
+    """By a tokenizer of Hugging Face's Rust library."""
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
 
 
 class _HuggingFaceStates(nn.Module):
@@ -548,7 +547,9 @@ def _hugging_face(model: str, cache_dir: Path, prefix: str, max_tokens: int) -> 
     tokenizer = AutoTokenizer.from_pretrained(model, cache_dir=hub)
     network = AutoModel.from_pretrained(model, cache_dir=hub, use_safetensors=True, dtype=torch.float32)
 
-    def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+    max_tokens = min(max_tokens, tokenizer.model_max_length)
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
         return cast(list[list[int]], tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"])
 
     return E5(
@@ -557,7 +558,7 @@ def _hugging_face(model: str, cache_dir: Path, prefix: str, max_tokens: int) -> 
         dimension=network.config.hidden_size,
         pad_id=tokenizer.pad_token_id or 0,
         prefix=prefix,
-        max_tokens=min(max_tokens, tokenizer.model_max_length),
+        max_tokens=max_tokens,
         model_version=f"{Path(model).name if hub is None else model}@{state_digest(network)}",
     )
 

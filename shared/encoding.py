@@ -30,11 +30,15 @@ from shared.messages import (
     Result,
     Step,
     TopicPartition,
+    Vector,
 )
 
 log = logging.getLogger(__name__)
 # A batch repeats its posts, and a record has a size limit: the other half is for vectors and transcripts.
 MAX_POSTS_BYTES: Final = topics.MAX_MESSAGE_BYTES // 2
+
+TURNS: Final = 2
+"""Of an encoder's loop at once: while one is computed, the next is read and the one before is written."""
 
 MEDIA_BYTES: Final = 64 * 1024 * 1024
 """Media in memory at once, but for one post more: what a step holds does not grow with what a poll gives."""
@@ -64,7 +68,7 @@ class Input:
 
 
 class Encoder(Protocol):
-    """A model behind a service.
+    """A model behind a service; as many as TURNS threads may be in it.
 
     slots: the modalities it answers for, the first being the one a post must expect to be sent here.
     model_version: changes whenever the vectors do.
@@ -81,7 +85,8 @@ class Encoder(Protocol):
 
 
 class Cache(Protocol):
-    """What was answered before, by content; `shared.embedding_cache.EmbeddingCache` knows. Never raises."""
+    """What was answered before, by content; `shared.embedding_cache.EmbeddingCache` knows. Never raises, and
+    any threads may be in it."""
 
     def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Answers]: ...
     def put(self, answers: Mapping[bytes, Answers]) -> None: ...
@@ -103,7 +108,8 @@ def encode_step(
     canary_s: float = CANARY_S,
     media_bytes: int = MEDIA_BYTES,
 ) -> Step:
-    """An encoder service's step: records of `posts` -> one `embeddings` record per partition and slot.
+    """An encoder service's step: records of `posts` -> one `embeddings` record per partition and slot. TURNS
+    threads may be in it.
 
     What is no post is a dead letter. A post that the model fails on is answered absent, so that nobody waits
     for it, and is a dead letter too, to be sent back once the model can read it.
@@ -355,14 +361,21 @@ def ahead(
     return [result for result in results if result is not None]
 
 
-def answer(vector: npt.NDArray[np.floating] | Exception) -> Answer:
-    """A model's vector as an answer; absent where there is an exception instead, or a number that is none."""
-    if isinstance(vector, InvalidMessage):
-        return Answer(None, str(vector))
-    if isinstance(vector, Exception):
-        return Answer(None, f"the model failed on it: {type(vector).__name__}", poison=True)
+def answers(vectors: Sequence[npt.NDArray[np.floating] | Exception]) -> list[Answer]:
+    """A model's vectors, all of one length, as answers; absent where there is an exception instead, or a
+    number that is none."""
+    rows = [vector for vector in vectors if not isinstance(vector, Exception)]
     with np.errstate(over="ignore"):  # what float16 cannot hold is answered below
-        half = vector.astype(np.float16)
-    if not np.isfinite(half).all():
-        return Answer(None, "the model gave no finite vector", poison=True)
-    return Answer(half)
+        halves = np.array(rows, ndmin=2).astype(np.float16)
+    told = zip(halves, np.all(np.isfinite(halves), axis=1).tolist(), strict=True)
+    return [_absent(vector) if isinstance(vector, Exception) else _present(*next(told)) for vector in vectors]
+
+
+def _absent(error: Exception) -> Answer:
+    if isinstance(error, InvalidMessage):
+        return Answer(None, str(error))
+    return Answer(None, f"the model failed on it: {type(error).__name__}", poison=True)
+
+
+def _present(vector: Vector, finite: bool) -> Answer:
+    return Answer(vector) if finite else Answer(None, "the model gave no finite vector", poison=True)

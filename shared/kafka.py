@@ -128,6 +128,8 @@ class Source:
         self._poll_timeout_ms = int(poll_timeout_s * 1000)
         self._rebalanced = rebalanced
         self._changes: deque[tuple[str, frozenset[Any]]] = deque()
+        # Where reading began of each partition since it was last assigned.
+        self._starts: dict[Any, int] = {}
         self._settings = settings
         self._consumer = _reached(
             settings,
@@ -218,6 +220,7 @@ class Source:
                     self._consumer.seek_to_beginning(partition)
                 else:
                     self._consumer.seek(partition, start)
+                self._starts[partition] = start or 0
             except (IllegalStateError, AssertionError):
                 # Taken away again meanwhile; the listener has noted that too.
                 log.info("lost %s before reading it", partition)
@@ -225,12 +228,13 @@ class Source:
         return assigned
 
     def commit(self, finished: Mapping[TopicPartition, int]) -> None:
-        """Commit `finished`. A partition lost meanwhile is its new owner's to commit."""
+        """Commit `finished`. A partition lost meanwhile is its new owner's to commit; one that came back is
+        committed no lower than that owner did."""
         owned = self._consumer.assignment()
         offsets = {
-            self._physical(partition): kafka.OffsetAndMetadata(offset, "", -1)
+            physical: kafka.OffsetAndMetadata(offset, "", -1)
             for partition, offset in finished.items()
-            if self._physical(partition) in owned
+            if (physical := self._physical(partition)) in owned and offset >= self._starts.get(physical, 0)
         }
         if not offsets:
             return

@@ -45,11 +45,13 @@ def serve(
     *,
     stopped: Callable[[], bool],
     max_poll_records: int,
+    turns: int = 1,
     rebalanced: Rebalanced = kafka.from_committed,
     checks: Mapping[str, health.Check] | None = None,
 ) -> None:
     """Run `step` on the records of `topic`, as a member of the consumer group named like the service.
 
+    turns: of the loop at once (`worker.run`).
     checks: of what the service needs besides Kafka, by name, for /readyz.
     Raises ValueError when the topics of the join have unequal partition counts, and what `worker.run` raises.
     """
@@ -76,6 +78,7 @@ def serve(
                 sink,
                 stopped=stopped,
                 dead_letter_limit=loop.dead_letter_limit,
+                turns=turns,
                 heartbeat=beats,
                 health=known,
             )

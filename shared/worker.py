@@ -12,14 +12,16 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from shared import metrics
 from shared.errors import Unavailable
 from shared.health import Health
 from shared.heartbeat import Heartbeat
-from shared.messages import Output, Record, Step, TopicPartition
+from shared.messages import Output, Record, Result, Step, TopicPartition
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +57,34 @@ def run(
     *,
     stopped: Callable[[], bool],
     dead_letter_limit: int,
+    turns: int = 1,
     heartbeat: Heartbeat | None = None,
     health: Health | None = None,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Read, step, write, commit, until `stopped()`; the turn under way is finished first.
+    """Read, step, write, commit, until `stopped()`; the turns under way are finished first.
 
+    turns: so many at once, each stepping and writing in a thread of its own while the next is read, so that
+    no post waits for another one's turn and no model for Kafka. They are committed in the order in which they
+    were read. For a step that any threads may be in; it is never asked about nothing while one is.
     Raises TooManyDeadLetters after `dead_letter_limit` dead letters with not one good post between them, and
-    whatever the step, the source or the sink raise: the offsets of that turn stay uncommitted.
+    whatever the step, the source or the sink raise: the offsets of that turn and later ones stay uncommitted.
     """
     posts = dead_letters = in_a_row = 0
-    while not stopped():
-        if health is not None:
-            health.turned()
-        records = source.poll()
+    under_way: deque[Future[Result]] = deque()
+
+    def turn(records: Sequence[Record]) -> Result:
         began = time.perf_counter()
         result = step(records, clock())
+        sink.write(result.outputs)
+        if records:
+            metrics.STEP_SECONDS.labels(service).observe(time.perf_counter() - began)
+        return result
+
+    def finish(result: Result) -> None:
+        nonlocal posts, dead_letters, in_a_row
         dead = sum(1 for output in result.outputs if output.topic.endswith(".dlq"))
         in_a_row = 0 if result.posts else in_a_row + dead
-        sink.write(result.outputs)
         source.commit(result.finished)
         if in_a_row >= dead_letter_limit:
             raise TooManyDeadLetters(in_a_row)
@@ -81,13 +92,27 @@ def run(
         dead_letters += dead
         metrics.POSTS.labels(service).inc(result.posts)
         metrics.DEAD_LETTERS.labels(service).inc(dead)
-        if records:
-            metrics.STEP_SECONDS.labels(service).observe(time.perf_counter() - began)
-        now = clock()
-        if heartbeat is not None and heartbeat.due(now):
-            lag = source.lag_records()
-            metrics.LAG.labels(service).set(lag)
-            heartbeat.beat(now=now, posts=posts, dead_letters=dead_letters, lag_records=lag)
+
+    with ThreadPoolExecutor(turns, thread_name_prefix="turn") as threads:
+        while not stopped():
+            if health is not None and not under_way:
+                health.turned()
+            records = source.poll()
+            if turns > 1 and records:
+                under_way.append(threads.submit(turn, records))
+            elif not under_way:
+                finish(turn(records))
+            while under_way and (len(under_way) == turns or under_way[0].done()):
+                finish(under_way.popleft().result())
+                if health is not None:
+                    health.turned()
+            now = clock()
+            if heartbeat is not None and heartbeat.due(now):
+                lag = source.lag_records()
+                metrics.LAG.labels(service).set(lag)
+                heartbeat.beat(now=now, posts=posts, dead_letters=dead_letters, lag_records=lag)
+        while under_way:
+            finish(under_way.popleft().result())
 
 
 def on_sigterm() -> Callable[[], bool]:

@@ -21,7 +21,7 @@ from shared import metrics
 from shared.decoding import Decoders
 from shared.device import choose_device, started_on, state_digest
 from shared.e5 import E5
-from shared.encoding import NO_SPEECH, Input, ahead, answer, halving
+from shared.encoding import NO_SPEECH, Input, ahead, answers, halving
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -165,18 +165,15 @@ class AudioEncoder:
     def finish(self, heard: Sequence[Heard | Exception]) -> list[Mapping[Modality, Answer]]:
         words = [item.words for item in heard if not isinstance(item, Exception)]
         vectors = iter(halving(self._speech_vectors, words))
-        answers: list[Mapping[Modality, Answer]] = []
-        for item in heard:
-            if isinstance(item, Exception):
-                answers.append(dict.fromkeys(self.slots, answer(item)))
-            else:
-                answers.append(
-                    {
-                        Modality.AUDIO: answer(item.voice),
-                        Modality.SPEECH: replace(answer(next(vectors)), transcript=item.words),
-                    }
-                )
-        return answers
+        voices = answers([item if isinstance(item, Exception) else item.voice for item in heard])
+        speech = answers([item if isinstance(item, Exception) else next(vectors) for item in heard])
+        return [
+            {
+                Modality.AUDIO: voice,
+                Modality.SPEECH: replace(said, transcript="" if isinstance(item, Exception) else item.words),
+            }
+            for item, voice, said in zip(heard, voices, speech, strict=True)
+        ]
 
     def _clip(self, item: Input) -> Clip | Exception:
         parts: list[Waveform] = []

@@ -6,7 +6,7 @@ from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from shared import topics, worker
 from shared.canary import Canary
-from shared.encoding import encode_step
+from shared.encoding import TURNS, encode_step
 from shared.media import MediaStore
 from shared.service import embedding_cache, serve
 from shared.settings import MediaSettings, ModelSettings, WorkerSettings
@@ -20,7 +20,9 @@ def run() -> None:
     encoder = ImageEncoder.load(ModelSettings(), settings)
     cache = embedding_cache(encoder, settings)
     step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder), cache=cache)
-    serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records)
+    serve(
+        SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records, turns=TURNS
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from services.image_encoder.settings import ImageEncoderSettings
 from shared import metrics
 from shared.decoding import Decoders
 from shared.device import choose_device, copied, started_on, state_digest
-from shared.encoding import Input, ahead, answer
+from shared.encoding import Input, ahead, answers
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings
@@ -162,18 +162,17 @@ class ImageEncoder:
         self, inputs: Sequence[Input], vectors: Sequence[Floats | Exception]
     ) -> list[Mapping[Modality, Answer]]:
         """One answer per post: the mean over its pictures, absent when not one could be used."""
-        answers: list[Mapping[Modality, Answer]] = []
+        of_posts: list[Floats | Exception] = []
         rest = iter(vectors)
         for item in inputs:
             of_post = [next(rest) for _ in item.media]
             usable = [vector for vector in of_post if not isinstance(vector, Exception)]
             errors = [vector for vector in of_post if isinstance(vector, Exception)]
             if usable:
-                merged: Floats | Exception = np.mean(usable, axis=0)
+                of_posts.append(np.mean(usable, axis=0))
             else:
-                merged = errors[0] if errors else InvalidMessage("no picture in the post")
-            answers.append({Modality.IMAGE: answer(merged)})
-        return answers
+                of_posts.append(errors[0] if errors else InvalidMessage("no picture in the post"))
+        return [{Modality.IMAGE: answer} for answer in answers(of_posts)]
 
     def _pixels(self, content: bytes) -> Pixels | Exception:
         try:

@@ -11,7 +11,7 @@ import torch
 from shared import metrics
 from shared.device import choose_device, started_on
 from shared.e5 import E5, Reading, token_batches
-from shared.encoding import Input, ahead, answer, halving
+from shared.encoding import Input, ahead, answers, halving
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -75,7 +75,7 @@ class TextEncoder:
         return ahead(self._start, rows, batches)
 
     def finish(self, vectors: Sequence[Floats | Exception]) -> list[Mapping[Modality, Answer]]:
-        return [{Modality.TEXT: answer(vector)} for vector in vectors]
+        return [{Modality.TEXT: answer} for answer in answers(vectors)]
 
     def _batch(self, rows: Sequence[Reading]) -> Callable[[], Sequence[Floats]]:
         wait = self._e5.start(rows)

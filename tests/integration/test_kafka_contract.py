@@ -420,6 +420,38 @@ def test_a_member_that_lost_a_partition_does_not_commit_it(kafka: KafkaSettings)
         assert state.get(partition, 10) == 10
 
 
+def test_a_partition_that_came_back_is_committed_no_lower_than_meanwhile(kafka: KafkaSettings) -> None:
+    """As by a turn that was under way when it was lost, and ends when it is back."""
+    with real.Sink(kafka) as sink:
+        sink.write(outputs(40))
+    assigned: set[TopicPartition] = set()
+
+    def rebalanced(
+        revoked: frozenset[TopicPartition], given: frozenset[TopicPartition]
+    ) -> Mapping[TopicPartition, int]:
+        assigned.difference_update(revoked)
+        assigned.update(given)
+        return {}
+
+    with real.Source(kafka, [TOPIC], "group", rebalanced=rebalanced) as first:
+        finished = place(poll(first, 40))
+        other = Member(kafka, Log())
+        other.start()
+        try:
+            while sum(offset == 10 for offset in committed(kafka, "group").values()) < PARTITIONS // 2:
+                first.poll()
+                assert other.error is None
+        finally:
+            other.leave.set()
+            other.join()
+        lost = {partition for partition, offset in committed(kafka, "group").items() if offset == 10}
+        while len(assigned) < PARTITIONS:
+            first.poll()
+        first.commit(dict.fromkeys(finished, 1))
+        state = committed(kafka, "group")
+    assert state == {partition: 10 if partition in lost else 1 for partition in range(PARTITIONS)}
+
+
 def test_a_partition_is_read_from_where_its_owner_wants_to_start(kafka: KafkaSettings) -> None:
     """From its ledger rather than from what is committed; one it has no opinion on from what is committed."""
     with real.Sink(kafka) as sink:

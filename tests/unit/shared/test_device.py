@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -45,8 +47,20 @@ def test_what_fails_is_told_to_whoever_waits_for_it() -> None:
         bad()
 
 
-def test_a_gpu_is_handed_each_batch_at_once() -> None:
+def test_a_gpu_is_handed_each_batch_at_once_by_one_thread_at_a_time() -> None:
+    inside = 0
+    most = 0
+
     def start(items: Sequence[int]) -> Callable[[], Sequence[int]]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
         return lambda: items
 
-    assert started_on("cuda", start) is start
+    hand_over = started_on("cuda", start)
+    with ThreadPoolExecutor(4) as turns:
+        waits = list(turns.map(hand_over, [[number] for number in range(8)]))
+    assert most == 1
+    assert [wait() for wait in waits] == [[number] for number in range(8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ CONFIG = BertConfig(
 TEXTS = ["good", "a rather longer text", "b", "", "no", "the very longest text that is in this list"]
 
 
-def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+def tokenize(texts: list[str], max_tokens: int = 64) -> list[list[int]]:
     """A token per character, between 1 and 2."""
     return [[1, *[min(299, ord(letter)) for letter in text][: max_tokens - 2], 2] for text in texts]
 
@@ -50,7 +51,13 @@ def tiny(seed: int = 0, max_tokens: int = 64) -> E5:
     torch.manual_seed(seed)
     network = Bert(CONFIG, torch.randn(CONFIG.vocab_size, CONFIG.hidden_size))
     return E5(
-        network, tokenize, dimension=16, pad_id=0, prefix="", max_tokens=max_tokens, model_version="tiny@0"
+        network,
+        partial(tokenize, max_tokens=max_tokens),
+        dimension=16,
+        pad_id=0,
+        prefix="",
+        max_tokens=max_tokens,
+        model_version="tiny@0",
     ).eval()
 
 
@@ -120,9 +127,9 @@ def test_another_network_is_given_padded_rows() -> None:
 def test_what_a_post_cannot_say_is_cut_before_it_is_tokenised() -> None:
     seen: list[int] = []
 
-    def watched(texts: list[str], max_tokens: int) -> list[list[int]]:
+    def watched(texts: list[str]) -> list[list[int]]:
         seen.extend(map(len, texts))
-        return tokenize(texts, max_tokens)
+        return tokenize(texts)
 
     e5 = E5(tiny().network, watched, dimension=16, pad_id=0, prefix="", max_tokens=64, model_version="tiny@0")
     assert len(e5.tokenize(["x" * 1_000_000])[0]) == 64

@@ -10,7 +10,7 @@ import pytest
 
 from shared import codec, topics
 from shared.canary import Canary
-from shared.encoding import Input, answer, encode_step
+from shared.encoding import Input, answers, encode_step
 from shared.errors import ModelBroken
 from shared.media import MediaStore
 from shared.messages import Answer, EmbeddingBatch, Media, Modality, Output, Post, Record, TopicPartition
@@ -143,7 +143,7 @@ class Failing(FakeEncoder):
 
     def _answer(self, item: Input) -> Answer:
         if self.broken or item.text.startswith("poison"):
-            return answer(RuntimeError())
+            return answers([RuntimeError()])[0]
         found = super()._answer(item)
         return Answer(-found.vector) if self.turned and found.vector is not None else found
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from shared.encoding import ahead, answer, halving
+from shared.encoding import ahead, answers, halving
 from shared.errors import InvalidMessage
 
 
@@ -66,8 +66,9 @@ def test_a_culprit_is_found_whether_it_fails_at_the_start_or_later(at_start: boo
     ],
 )
 def test_what_is_no_vector_is_absent_with_the_reason(vector: object, reason: str) -> None:
-    assert answer(vector).absent_reason == reason  # type: ignore[arg-type]
-    assert answer(vector).vector is None  # type: ignore[arg-type]
+    (absent,) = answers([vector])  # type: ignore[list-item]
+    assert absent.absent_reason == reason
+    assert absent.vector is None
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 100])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from shared import worker
 from shared.errors import Unavailable
+from shared.health import Health
 from shared.messages import Output, Record, Result, Step, TopicPartition
 from shared.testing import FakeSink, FakeSource
 
@@ -39,10 +42,25 @@ def after(turns: int) -> Callable[[], bool]:
 
 
 def run(
-    source: FakeSource, step: Step, sink: FakeSink, *, turns: int = 5, dead_letter_limit: int = 100
+    source: FakeSource,
+    step: Step,
+    sink: FakeSink,
+    *,
+    turns: int = 5,
+    dead_letter_limit: int = 100,
+    side_by_side: int = 1,
+    health: Health | None = None,
 ) -> None:
     worker.run(
-        "test", source, step, sink, stopped=after(turns), dead_letter_limit=dead_letter_limit, clock=lambda: 0
+        "test",
+        source,
+        step,
+        sink,
+        stopped=after(turns),
+        dead_letter_limit=dead_letter_limit,
+        turns=side_by_side,
+        health=health,
+        clock=lambda: 0,
     )
 
 
@@ -123,6 +141,121 @@ def test_good_posts_between_them_start_the_count_anew() -> None:
     source, sink = FakeSource(records(40), max_poll_records=2), FakeSink()
     run(source, every_other, sink, turns=30, dead_letter_limit=3)
     assert source.committed == {PLACE: 40}
+
+
+def test_turns_side_by_side_do_not_wait_for_each_other_and_are_committed_in_order() -> None:
+    second_written = threading.Event()
+    commits: list[int] = []
+
+    class Source(FakeSource):
+        def commit(self, finished: Mapping[TopicPartition, int]) -> None:
+            assert second_written.is_set()
+            commits.append(finished[PLACE])
+
+    class Sink(FakeSink):
+        def write(self, outputs: Sequence[Output]) -> None:
+            super().write(outputs)
+            if outputs[0].value == b"2":
+                second_written.set()
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        if contents[0].offset == 0:
+            assert second_written.wait(10)  # the first turn ends only after the second
+        return copy(contents, now)
+
+    source, sink = Source(records(8), max_poll_records=2), Sink()
+    run(source, step, sink, turns=4, side_by_side=2)
+    assert commits == [2, 4, 6, 8]
+    assert {output.value for output in sink.written} == {b"%d" % n for n in range(8)}
+
+
+def test_no_more_turns_are_under_way_than_asked_for() -> None:
+    under_way = most = 0
+    lock = threading.Lock()
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        with lock:
+            under_way -= 1
+        return copy(contents, now)
+
+    source = FakeSource(records(30), max_poll_records=2)
+    run(source, step, FakeSink(), turns=15, side_by_side=3)
+    assert most == 3
+    assert source.committed == {PLACE: 30}
+
+
+@pytest.mark.parametrize("side_by_side", [2, 3])
+def test_a_failed_turn_leaves_itself_and_the_later_ones_uncommitted(side_by_side: int) -> None:
+    later_written = threading.Event()
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        if contents[0].offset == 2:
+            assert later_written.wait(10)
+            raise RuntimeError("a bug")
+        return copy(contents, now)
+
+    class Sink(FakeSink):
+        def write(self, outputs: Sequence[Output]) -> None:
+            super().write(outputs)
+            if outputs and outputs[0].value == b"4":
+                later_written.set()
+
+    source, sink = FakeSource(records(10), max_poll_records=2), Sink()
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(source, step, sink, side_by_side=side_by_side)
+    assert source.committed == {PLACE: 2}
+    source.crash()
+    run(source, copy, sink, turns=10, side_by_side=side_by_side)
+    assert source.committed == {PLACE: 10}
+    assert {output.value for output in sink.written} == {b"%d" % n for n in range(10)}
+
+
+def test_a_turn_that_hangs_beside_empty_polls_is_noticed() -> None:
+    released = threading.Event()
+    clock = 0.0
+    health = Health(stall_s=5, checks={}, watchdog=False, clock=lambda: clock)
+    reasons: list[str] = []
+
+    class Source(FakeSource):
+        def poll(self) -> list[Record]:
+            nonlocal clock
+            clock += 2
+            reasons.append(health.not_live())
+            if len(reasons) == 6:
+                released.set()
+            return super().poll()
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        assert released.wait(10) or not contents
+        return copy(contents, now)
+
+    run(Source(records(1)), step, FakeSink(), turns=6, side_by_side=2, health=health)
+    assert reasons[:2] == ["", ""]
+    assert "stuck" in reasons[-1]
+
+
+def test_nothing_is_asked_of_a_step_that_is_at_work() -> None:
+    asked: list[int] = []
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        if contents:
+            time.sleep(0.05)
+        asked.append(len(contents))
+        return copy(contents, now)
+
+    class Source(FakeSource):
+        def poll(self) -> list[Record]:
+            time.sleep(0.01)
+            return super().poll()
+
+    run(Source(records(1)), step, FakeSink(), turns=12, side_by_side=2)
+    assert asked[0] == 1
+    assert set(asked[1:]) == {0}
 
 
 def test_a_signal_is_noted_and_the_turn_is_finished() -> None:

@@ -42,7 +42,7 @@ def encoder(whisper: Repeats, threads: int = 1) -> AudioEncoder:
     network = nn.Linear(1, 1)
     e5 = E5(
         network,
-        lambda texts, max_tokens: [[1] for _ in texts],
+        lambda texts: [[1] for _ in texts],
         dimension=3,
         pad_id=0,
         prefix="",

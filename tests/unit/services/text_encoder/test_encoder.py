@@ -27,11 +27,9 @@ class Letters(torch.nn.Module):
         return torch.stack([values, values.square(), torch.ones_like(values)], dim=2)
 
 
-def tokenize(texts: list[str], max_tokens: int) -> list[list[int]]:
+def tokenize(texts: list[str]) -> list[list[int]]:
     return [
-        [1, *(ord(letter) for letter in text.split()[0] if text.split())][:max_tokens]
-        if text.strip()
-        else [1]
+        [1, *(ord(letter) for letter in text.split()[0] if text.split())][:16] if text.strip() else [1]
         for text in texts
     ]
 
