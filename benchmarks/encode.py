@@ -32,12 +32,12 @@ from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
 from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
-from services.text_encoder.encoder import TextEncoder
+from services.text_encoder.encoder import Floats, TextEncoder
 from services.text_encoder.settings import TextEncoderSettings
 from shared import e5_weights, heartbeat, worker
 from shared.canary import Canary
 from shared.device import choose_device, started_on
-from shared.e5 import E5, Bert, BertConfig, fast_tokenize, token_batches
+from shared.e5 import E5, Bert, BertConfig, Reading, fast_tokenize, token_batches
 from shared.embedding_cache import EmbeddingCache
 from shared.encoding import TURNS, Encoder, Input, encode_step
 from shared.media import MediaStore
@@ -80,6 +80,14 @@ def encode(
     posts: Annotated[
         int, typer.Option(help="Posts in the load; 0: as many as take about a minute.", min=0)
     ] = 0,
+    no_model: Annotated[
+        bool,
+        typer.Option(
+            "--no-model",
+            help="Texts are answered with zeros: what the process around the model can do, and so the most "
+            "that it could give a GPU.",
+        ),
+    ] = False,
     repost_share: Annotated[
         float,
         typer.Option(
@@ -92,8 +100,10 @@ def encode(
 ) -> None:
     """An encoder's loop, from record bytes to embedding bytes, over the bare model loop."""
     slot = Modality[modality.upper()]
+    if no_model and (slot is not Modality.TEXT or repost_share):
+        raise typer.BadParameter("is for texts, without --repost-share", param_hint="--no-model")
     model = ModelSettings(device=choose_device(device))
-    subject = SUBJECTS[modality](model, shape)
+    subject = _text(model, shape, _WithoutModel) if no_model else SUBJECTS[modality](model, shape)
     with ExitStack() as kept:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="crowdtone-bench-")))
         media = MediaStore(MediaSettings(url=folder.as_uri()))
@@ -132,6 +142,12 @@ def encode(
                 "posts_per_s_without_cache": round(len(every) / without.wall_s, 1),
                 "ratio_to_without_cache": round(without.wall_s / cached.wall_s, 3),
                 "cpu_ratio_to_without_cache": round(without.cpu_s / cached.cpu_s, 3),
+            }
+        elif no_model:
+            (around,) = in_turn_by(rounds, (plain, os.getpid()))
+            figures |= {
+                "posts_per_s": round(len(every) / around.wall_s, 1),
+                "posts_per_cpu_s": round(len(every) / around.cpu_s, 1),
             }
         else:
             bare = subject.bare(inputs)
@@ -215,7 +231,15 @@ def _through(
     return service
 
 
-def _text(model: ModelSettings, shape: Shape) -> Subject:
+class _WithoutModel(TextEncoder):
+    """Reads texts as the service does, and answers with zeros at once."""
+
+    def _batch(self, rows: Sequence[Reading]) -> Callable[[], Sequence[Floats]]:
+        vectors = list(np.zeros((len(rows), self.dimensions[Modality.TEXT]), np.float32))
+        return lambda: vectors
+
+
+def _text(model: ModelSettings, shape: Shape, encoder: type[TextEncoder] = TextEncoder) -> Subject:
     text = TextModelSettings()
     if shape is Shape.default:
         e5 = E5.load(
@@ -233,7 +257,6 @@ def _text(model: ModelSettings, shape: Shape) -> Subject:
     budget = text.token_budget(model.device)
     if model.compile:
         e5.compile_for(budget)
-    encoder = TextEncoder(e5, max_batch_tokens=budget)
 
     @torch.inference_mode()
     def computed(batches: Sequence[Callable[[], torch.Tensor]]) -> Callable[[], Sequence[torch.Tensor]]:
@@ -253,7 +276,9 @@ def _text(model: ModelSettings, shape: Shape) -> Subject:
 
         return loop
 
-    return Subject(encoder, bare, TextEncoderSettings().posts_of_poll(model.device))
+    return Subject(
+        encoder(e5, max_batch_tokens=budget), bare, TextEncoderSettings().posts_of_poll(model.device)
+    )
 
 
 def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
