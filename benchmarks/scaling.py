@@ -30,7 +30,8 @@ class Figures:
     # Of all posts; every post has words.
     image_share: float = IMAGE_SHARE
     audio_share: float = AUDIO_SHARE
-    # One process each: records into Kafka, embeddings through join and classifier, posts into one Postgres.
+    # One process each: texts through an encoder without its model, records into Kafka, embeddings through join and classifier, posts into one Postgres.
+    read_per_s: float = 7_847.0
     produced_per_s: float = 12_000.0
     joined_per_s: float = 15_565.0
     stored_per_s: float = 10_300.0
@@ -54,6 +55,7 @@ class Plan:
     posts_per_s: float
     ingest_processes: int
     text_gpus: int
+    text_processes: int
     image_gpus: int
     audio_gpus: int
     fusion_processes: int
@@ -80,6 +82,7 @@ def plan(posts_per_s: float, figures: Figures) -> Plan:
     stages = {
         "ingest": (posts_per_s, figures.produced_per_s),
         "text_encoder": (posts_per_s, figures.bare_texts_per_s * figures.kept),
+        "text_process": (posts_per_s, figures.read_per_s),
         "image_encoder": (posts_per_s * figures.image_share, figures.bare_images_per_s * figures.kept),
         "audio_encoder": (posts_per_s * figures.audio_share, figures.bare_clips_per_s * figures.kept),
         "fusion": (posts_per_s * answers, figures.joined_per_s),
@@ -93,6 +96,7 @@ def plan(posts_per_s: float, figures: Figures) -> Plan:
         posts_per_s=posts_per_s,
         ingest_processes=servers["ingest"],
         text_gpus=servers["text_encoder"],
+        text_processes=max(servers["text_encoder"], servers["text_process"]),
         image_gpus=servers["image_encoder"],
         audio_gpus=servers["audio_encoder"],
         fusion_processes=servers["fusion"],

@@ -17,6 +17,7 @@ ROUND = Figures(
     kept=0.5,
     image_share=0.4,
     audio_share=0.1,
+    read_per_s=400,
     produced_per_s=10_000,
     joined_per_s=800,
     stored_per_s=2_000,
@@ -35,15 +36,16 @@ def test_a_plan_is_the_arithmetic_of_its_figures() -> None:
     made = plan(1_000, ROUND)
     # Of 500 texts/s a GPU half busy takes 250; of 250 pictures 125; of 50 clips 25.
     assert (made.text_gpus, made.image_gpus, made.audio_gpus) == (4, 4, 4)
+    assert made.text_processes == 5  # 200 each; a GPU has one at least
     assert (made.ingest_processes, made.postgres_shards) == (1, 1)
     assert made.fusion_processes == 4  # 1,600 answers/s, 400 each
-    assert made.partitions == 8
+    assert made.partitions == 10
     assert made.kafka_mb_per_s == pytest.approx(1.8)
     assert made.posts_gb_per_day == pytest.approx(86.4)
     # Every cell of every topic, and of all posts, in each of 1,440 minutes, 24 hours and the day.
     assert made.trend_rows_per_day == 11 * 4 * (1_440 + 24 + 1)
     assert made.usd_per_million_posts == pytest.approx(12)
-    assert made.first_limit == "text_encoder"
+    assert made.first_limit == "text_process"
 
 
 def test_the_wait_is_erlangs() -> None:
