@@ -30,7 +30,8 @@ class Figures:
     # Of all posts; every post has words.
     image_share: float = IMAGE_SHARE
     audio_share: float = AUDIO_SHARE
-    # One process each: texts through an encoder without its model, records into Kafka, embeddings through join and classifier, posts into one Postgres.
+    # One process each: texts through an encoder without its model, records into Kafka, embeddings through
+    # join and classifier, posts into one Postgres.
     read_per_s: float = 7_847.0
     produced_per_s: float = 12_000.0
     joined_per_s: float = 15_565.0
