@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.ngrams import BUCKETS, Lexicon, counts
@@ -31,6 +31,7 @@ def test_an_empty_text_has_none(text: str) -> None:
     assert buckets(text) == set()
 
 
+@example([f"text {number}" for number in range(1_100)])  # counted in parts
 @given(st.lists(st.text(max_size=30), max_size=6))
 def test_a_text_counts_the_same_alone_and_among_others(texts: list[str]) -> None:
     together = counts(texts)
@@ -45,6 +46,21 @@ def test_a_text_counts_the_same_alone_and_among_others(texts: list[str]) -> None
 def test_a_long_text_is_cut_and_a_lone_surrogate_is_a_question_mark() -> None:
     assert len(counts(["xyz" * 100_000]).buckets) < 100
     assert buckets("a\ud800b") == buckets("a?b")
+
+
+def test_a_lexicon_says_the_same_of_a_text_whatever_others_there_are() -> None:
+    rng = np.random.default_rng(0)
+    lexicon = Lexicon(
+        rarity=rng.random(BUCKETS, np.float32),
+        weights=rng.normal(size=(BUCKETS, 3)).astype(np.float32),
+        bias=np.zeros(3, np.float32),
+    )
+    texts = [f"text {number}" if number % 3 else "" for number in range(1_100)]
+    together = lexicon.logits(texts)
+    assert together.shape == (1_100, 3)
+    alone = np.concatenate([lexicon.logits([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    assert lexicon.logits([]).shape == (0, 3)
 
 
 def test_a_lexicon_weighs_what_it_knows_and_goes_through_a_file_unchanged() -> None:
