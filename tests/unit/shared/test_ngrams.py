@@ -23,6 +23,8 @@ def test_runs_of_one_to_five_characters_are_counted() -> None:
 
 def test_case_space_links_and_names_do_not_matter() -> None:
     assert buckets("Good  DAY\n@someone http://a.example/1") == buckets("good day @other http://b.example")
+    assert buckets("hi @bob") == buckets("hi @eve_2")
+    assert buckets("see https://a.example/1") == buckets("see https://b.example")
     assert buckets("good") != buckets("god")
 
 

@@ -183,10 +183,38 @@ def test_no_more_turns_are_under_way_than_asked_for() -> None:
             under_way -= 1
         return copy(contents, now)
 
-    source = FakeSource(records(30), max_poll_records=2)
+    ahead: list[int] = []
+
+    class Source(FakeSource):
+        def poll(self) -> list[Record]:
+            ahead.append(self._position - self.committed[PLACE])
+            return super().poll()
+
+    source = Source(records(30), max_poll_records=2)
     run(source, step, FakeSink(), turns=15, side_by_side=3)
     assert most == 3
+    assert max(ahead) == 4  # two turns: the third is read now
     assert source.committed == {PLACE: 30}
+
+
+def test_a_loop_that_always_has_a_turn_under_way_is_live() -> None:
+    clock = 0.0
+    health = Health(stall_s=5, checks={}, watchdog=False, clock=lambda: clock)
+    reasons: list[str] = []
+
+    class Source(FakeSource):
+        def poll(self) -> list[Record]:
+            nonlocal clock
+            clock += 2
+            reasons.append(health.not_live())
+            return super().poll()
+
+    def step(contents: Sequence[Record], now: float) -> Result:
+        time.sleep(0.02)
+        return copy(contents, now)
+
+    run(Source(records(12), max_poll_records=1), step, FakeSink(), turns=12, side_by_side=2, health=health)
+    assert reasons == [""] * 12
 
 
 @pytest.mark.parametrize("side_by_side", [2, 3])

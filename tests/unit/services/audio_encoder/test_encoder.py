@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 from prometheus_client import REGISTRY
 from torch import nn
@@ -16,6 +17,7 @@ from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
 from services.audio_encoder.whisper import Heard, Whisper
 from shared.e5 import E5
 from shared.errors import InvalidMessage
+from shared.messages import Modality
 
 
 class Repeats:
@@ -86,6 +88,21 @@ def test_a_batch_holds_clips_of_one_padded_length_and_answers_are_in_order() -> 
         "9",
     ]
     assert sorted(whisper.batches) == [[2, 3], [8, 7], [9], [18]]
+
+
+def test_what_was_heard_and_what_was_said_are_answers_beside_those_that_are_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = encoder(Repeats())
+    heard = model.forward([clip(2), InvalidMessage("garbage"), clip(3)])
+    monkeypatch.setattr(model, "_speech_vectors", lambda words: [np.full(3, float(word)) for word in words])
+    two, absent, three = model.finish(heard)
+    assert [answers[Modality.SPEECH].transcript for answers in (two, absent, three)] == ["2", "", "3"]
+    assert [answer.absent_reason for answer in absent.values()] == ["garbage", "garbage"]
+    for answers, seconds in ((two, 2), (three, 3)):
+        assert answers[Modality.SPEECH].vector is not None
+        np.testing.assert_array_equal(answers[Modality.SPEECH].vector, [seconds] * 3)
+        assert answers[Modality.AUDIO].vector is not None
 
 
 def test_a_full_batch_is_heard_while_the_next_clips_are_decoded() -> None:
