@@ -133,6 +133,11 @@ TIMELINES: dict[str, list[At]] = {
         At(31, None, [], 2),
         At(31.5, batch(IMAGE, "a@2:TI"), ["a TI"], 6),
     ],
+    "what a later form does not expect is passed over: the open form goes on waiting": [
+        At(0, batch(TEXT, "a:TI"), [], 0),
+        At(1, batch(AUDIO, "a@2:TI"), [], 0),
+        At(2, batch(IMAGE, "a:TI"), ["a TI"], 3),
+    ],
     "a deletion closes a post at once, and what comes late waits for nothing": [
         At(0, batch(TEXT, "a:TI"), [], 0),
         At(1, batch(TEXT, "a@x:T", answer=ABSENT), ["a t"], 2),
@@ -293,6 +298,22 @@ def test_memory_is_the_open_and_the_awaited_posts() -> None:
     assert join.awaited_posts == 0
     assert told(join, NOON_S + 2_000) != []
     assert join.open_posts == 0
+
+
+@pytest.mark.parametrize("in_one_turn", [True, False])
+def test_of_two_vectors_and_of_two_reasons_the_newer_stands(in_one_turn: bool) -> None:
+    join = started()
+    for offset, number in enumerate((1, 2)):
+        join.add(0, 2 * offset, batch(TEXT, "a:TIA", answer=vector(number)), NOON_S)
+        absent = Answer(None, f"reason {number}")
+        join.add(0, 2 * offset + 1, batch(AUDIO, "a:TIA", answer=absent), NOON_S)
+        if not in_one_turn:
+            assert join.close(NOON_S) == []
+    join.close(NOON_S)
+    join.add(0, 4, batch(IMAGE, "a:TIA"), NOON_S)
+    (closed,) = join.close(NOON_S)
+    np.testing.assert_array_equal(closed.answers[TEXT].vector, [2, 2])
+    assert closed.answers[AUDIO].absent_reason == "reason 2"
 
 
 def test_a_record_without_answers_moves_the_offset() -> None:

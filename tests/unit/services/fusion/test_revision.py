@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -82,6 +83,28 @@ def test_fullest_keeps_one_verdict_a_post_in_order_of_id() -> None:
     )
     assert fullest([b, a, a_fuller]) == [a_fuller, b]
     assert fullest([b, a_fuller, a]) == [a_fuller, b]
+
+
+def test_the_latest_form_stands_in_whatever_order_they_come() -> None:
+    old = scored("TI")
+    edited = replace(scored("T"), post=replace(old.post, version=2))
+    assert fullest([old, edited]) == fullest([edited, old]) == [edited]
+
+
+def test_a_deletion_takes_back_what_stood_once_and_says_nothing_of_it() -> None:
+    counted_for = scored("TI")
+    standing = Standing(counted_for.used, counted_for.answered, counted_for.sentiment(3, NOON))
+    tombstone = replace(
+        scored("t"), post=post("test:1", deleted=True, text="", topics=("of the tombstone",), language="und")
+    )
+    written = revise(standing, tombstone, LATER)
+    assert written.outcome is Outcome.WRITTEN
+    told = written.sentiment
+    assert (told.revision, told.post.deleted, told.post.text) == (4, True, "")
+    assert (told.post.topics, told.post.language) == (counted_for.post.topics, counted_for.post.language)
+    again = revise(Standing(0, 0, told), tombstone, LATER)
+    assert again.outcome is Outcome.SAME
+    assert again.sentiment == told
 
 
 @pytest.mark.parametrize(
