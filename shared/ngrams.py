@@ -59,7 +59,7 @@ class Lexicon:
         """(N, C); the bias for an empty text."""
         said = np.empty((len(texts), self.classes), np.float32)
         for start in range(0, len(texts), _TEXTS):
-            found = counts(texts[start : start + _TEXTS])
+            found = _counts(texts[start : start + _TEXTS])
             values = found.values * self.rarity.take(found.buckets)
             norms = np.sqrt(_sums(values * values, found.offsets)).clip(1e-9)
             for column, weights in enumerate(self._columns):
@@ -95,7 +95,7 @@ def counts(texts: Sequence[str]) -> Counts:
 
 
 def _counts(texts: Sequence[str]) -> Counts:
-    """Of at most _TEXTS texts, all at once."""
+    """As `counts`, of at most _TEXTS texts, all at once."""
     plain = [_plain(text) for text in texts]
     lengths = np.array([len(text) for text in plain], np.int64)
     codes = np.frombuffer("".join(plain).encode("utf-32-le"), np.uint32).astype(np.uint64)

@@ -35,11 +35,7 @@ class Scored:
 
     @property
     def used(self) -> int:
-        bits = 0
-        for modality, answer in self.answers.items():
-            if answer.vector is not None:
-                bits |= 1 << modality
-        return bits
+        return mask([modality for modality, answer in self.answers.items() if answer.vector is not None])
 
     @property
     def complete(self) -> bool:

@@ -21,8 +21,6 @@ from shared.messages import Media, Modality, ModalityWeight
 POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
 TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
 
-# Labels and masks of modalities, by their value.
-_SMALL: Final = [str(number) for number in range(2 << max(Modality))]
 _CONTRIBUTION: Final = {modality: f'"{modality.name}":{{"contribution":' for modality in Modality}
 
 
@@ -48,14 +46,14 @@ def posts_text(items: Sequence[Written]) -> str:
         "ingest_time": _times([post.ingest_time for post in posts]),
         "traceparent": copy_texts([post.traceparent for post in posts]),
         "revision": [str(item.sentiment.revision) for item in items],
-        "label": [_SMALL[verdict.label] for verdict in verdicts],
+        "label": [str(int(verdict.label)) for verdict in verdicts],
         "negative": _numbers(negative),
         "neutral": _numbers(neutral),
         "positive": _numbers(positive),
         "score_micro": [str(score_micro(verdict.score)) for verdict in verdicts],
-        "expected": [_SMALL[expected_mask(post.expected)] for post in posts],
-        "answered": [_SMALL[one.answered] for one in scored],
-        "used": [_SMALL[one.used] for one in scored],
+        "expected": [str(expected_mask(post.expected)) for post in posts],
+        "answered": [str(one.answered) for one in scored],
+        "used": [str(one.used) for one in scored],
         "modalities": copy_texts(_modalities([verdict.modalities for verdict in verdicts])),
         "emotions": copy_texts([_json(verdict.emotions) for verdict in verdicts]),
         "transcript": copy_texts([one.transcript for one in scored]),

@@ -23,7 +23,6 @@ Ints = npt.NDArray[np.int64]
 
 _FOLDS = 5
 _EPOCHS = 15
-_CHUNK = 1000  # texts counted at once
 
 
 def fit(texts: Sequence[str], labels: Ints, classes: int, seed: int = 0) -> Lexicon:
@@ -84,13 +83,5 @@ def _fit(matrix: csr_matrix, labels: Ints, classes: int, seed: int) -> Lexicon:
 
 
 def _counted(texts: Sequence[str]) -> csr_matrix:
-    parts = [counts(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
-    sizes = np.concatenate([np.diff(part.offsets) for part in parts])
-    return csr_matrix(
-        (
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.buckets for part in parts]),
-            np.concatenate([[0], np.cumsum(sizes)]),
-        ),
-        shape=(len(texts), BUCKETS),
-    )
+    found = counts(texts)
+    return csr_matrix((found.values, found.buckets, found.offsets), shape=(len(texts), BUCKETS))

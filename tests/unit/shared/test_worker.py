@@ -41,6 +41,21 @@ def after(turns: int) -> Callable[[], bool]:
     return lambda: next(left, True)
 
 
+class Watched(FakeSource):
+    """Each poll takes 2 s of a clock, and asks whether the loop is live: 5 s without a turn are too long."""
+
+    def __init__(self, contents: Sequence[Record], *, max_poll_records: int = 500) -> None:
+        super().__init__(contents, max_poll_records=max_poll_records)
+        self.now_s = 0.0
+        self.health = Health(stall_s=5, checks={}, watchdog=False, clock=lambda: self.now_s)
+        self.reasons: list[str] = []
+
+    def poll(self) -> list[Record]:
+        self.now_s += 2
+        self.reasons.append(self.health.not_live())
+        return super().poll()
+
+
 def run(
     source: FakeSource,
     step: Step,
@@ -198,23 +213,14 @@ def test_no_more_turns_are_under_way_than_asked_for() -> None:
 
 
 def test_a_loop_that_always_has_a_turn_under_way_is_live() -> None:
-    clock = 0.0
-    health = Health(stall_s=5, checks={}, watchdog=False, clock=lambda: clock)
-    reasons: list[str] = []
-
-    class Source(FakeSource):
-        def poll(self) -> list[Record]:
-            nonlocal clock
-            clock += 2
-            reasons.append(health.not_live())
-            return super().poll()
+    source = Watched(records(12), max_poll_records=1)
 
     def step(contents: Sequence[Record], now: float) -> Result:
         time.sleep(0.02)
         return copy(contents, now)
 
-    run(Source(records(12), max_poll_records=1), step, FakeSink(), turns=12, side_by_side=2, health=health)
-    assert reasons == [""] * 12
+    run(source, step, FakeSink(), turns=12, side_by_side=2, health=source.health)
+    assert source.reasons == [""] * 12
 
 
 @pytest.mark.parametrize("side_by_side", [2, 3])
@@ -245,16 +251,10 @@ def test_a_failed_turn_leaves_itself_and_the_later_ones_uncommitted(side_by_side
 
 def test_a_turn_that_hangs_beside_empty_polls_is_noticed() -> None:
     released = threading.Event()
-    clock = 0.0
-    health = Health(stall_s=5, checks={}, watchdog=False, clock=lambda: clock)
-    reasons: list[str] = []
 
-    class Source(FakeSource):
+    class Source(Watched):
         def poll(self) -> list[Record]:
-            nonlocal clock
-            clock += 2
-            reasons.append(health.not_live())
-            if len(reasons) == 6:
+            if len(self.reasons) == 5:
                 released.set()
             return super().poll()
 
@@ -262,9 +262,10 @@ def test_a_turn_that_hangs_beside_empty_polls_is_noticed() -> None:
         assert released.wait(10) or not contents
         return copy(contents, now)
 
-    run(Source(records(1)), step, FakeSink(), turns=6, side_by_side=2, health=health)
-    assert reasons[:2] == ["", ""]
-    assert "stuck" in reasons[-1]
+    source = Source(records(1))
+    run(source, step, FakeSink(), turns=6, side_by_side=2, health=source.health)
+    assert source.reasons[:2] == ["", ""]
+    assert "stuck" in source.reasons[-1]
 
 
 def test_nothing_is_asked_of_a_step_that_is_at_work() -> None:
