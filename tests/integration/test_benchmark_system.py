@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.backlog import Service
 from benchmarks.system import servers
 from deploy.local import stack
 from shared import db, heartbeat
+from shared.e5 import E5, Floats, Reading
 from tests.faults import models
 
 
@@ -74,3 +76,35 @@ def test_two_processes_share_a_backlog() -> None:
     took = growth.work_off(Service.fusion, 600, processes=2)
     assert took.wall_s > 0
     assert took.cpu_s > 0
+
+
+@pytest.mark.parametrize("options", [[], ["--no-model"]], ids=["model", "no model"])
+def test_an_encoders_loop_is_measured_with_its_model_and_without(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    start = E5.start
+
+    def counted(e5: E5, readings: Sequence[Reading]) -> Callable[[], Floats]:
+        nonlocal asked
+        asked += len(readings)
+        return start(e5, readings)
+
+    monkeypatch.setattr(E5, "start", counted)
+    given = ["encode", "--posts", "150", "--rounds", "1", "--device", "cpu", "--json", *options]
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    assert figures["posts_per_s"] > 0
+    assert figures["batch_ms_p50"] > 0
+    if options:
+        assert asked < 150  # those that int8 learns from
+        assert "ratio_to_bare_loop" not in figures
+    else:
+        assert asked >= 2 * 150  # the round that warms up, and one
+        assert 0 < figures["ratio_to_bare_loop"] < 10
+
+
+def test_only_the_text_encoder_is_measured_without_its_model() -> None:
+    result = CliRunner().invoke(app, ["encode", "--no-model", "--modality", "image"])
+    assert result.exit_code == 2
+    assert "for texts" in result.output
