@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from math import factorial
@@ -343,6 +344,7 @@ class FusionNetwork(nn.Module):
         self.classify = _HEADS[config.head](config, len(config.classes))
         self.feel = MlpHead(config, len(config.emotions)) if config.emotions else None
         self.wide = nn.Linear(config.slots[config.wide], len(config.classes)) if config.wide else None
+        self.folded = False
         # One temperature per subset of the slots, the mask read as a binary number (first slot: bit 0).
         self.register_buffer("temperatures", torch.ones(2 ** len(config.slots)))
         if config.emotions:
@@ -352,6 +354,19 @@ class FusionNetwork(nn.Module):
         """Fix the centre and spread, both (D,), of a slot's vectors."""
         self.get_buffer(f"mean_{slot}").copy_(mean)
         self.get_buffer(f"scale_{slot}").copy_(1.0 / deviation.clamp_min(1e-6))
+
+    def fold(self) -> None:
+        """Take standardising into the projections, and each slot's kind into the norm after them: the same
+        tokens, without a pass over the vectors. Nobody trains the network after that."""
+        with torch.no_grad():
+            for column, slot in enumerate(self.config.slots):
+                _, projection, norm = cast(nn.Sequential, self.projections[slot])
+                assert isinstance(projection, nn.Linear) and isinstance(norm, nn.LayerNorm)
+                mean, scale = self.get_buffer(f"mean_{slot}"), self.get_buffer(f"scale_{slot}")
+                projection.weight.mul_(scale)
+                projection.bias.sub_(projection.weight @ mean)
+                norm.bias.add_(self.kinds[column])
+        self.folded = True
 
     def start_from(self, weights: Tensor, bias: Tensor) -> None:
         """Begin with the wide part alone, weights (classes, D) and bias (classes,). Learning adds to it, and
@@ -378,9 +393,12 @@ class FusionNetwork(nn.Module):
 
     def token(self, column: int, slot: str, vectors: Tensor) -> Tensor:
         """(B, d) tokens of (B, D) vectors of one slot."""
-        centred = vectors.float() - self.get_buffer(f"mean_{slot}")
-        token: Tensor = self.projections[slot](centred * self.get_buffer(f"scale_{slot}"))
-        token = token + self.kinds[column]
+        token: Tensor
+        if self.folded:
+            token = self.projections[slot](vectors.float())
+        else:
+            centred = vectors.float() - self.get_buffer(f"mean_{slot}")
+            token = self.projections[slot](centred * self.get_buffer(f"scale_{slot}")) + self.kinds[column]
         if self.wide is None:
             return token
         if slot == self.config.wide:
@@ -490,7 +508,8 @@ class FusionModel:
         device: str = "cpu",
         encoders: Mapping[Modality, str] = MappingProxyType({}),
     ) -> None:
-        self.network = network.to(device).eval()
+        self.network = deepcopy(network).to(device).eval()
+        self.network.fold()
         self.model_version = model_version
         self.encoders = encoders
         self.config = network.config
