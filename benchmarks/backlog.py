@@ -173,7 +173,7 @@ def _sentiments(chunks: Iterable[list[Post]]) -> Iterator[list[Output]]:
         )
     ]
     for chunk in chunks:
-        yield [
-            codec.encode_sentiment(PostSentiment(post, 1, verdict, complete=True, classified_time=load.START))
+        yield codec.encode_sentiments(
+            PostSentiment(post, 1, verdict, complete=True, classified_time=load.START)
             for post, verdict in zip(chunk, cycle(verdicts), strict=False)
-        ]
+        )

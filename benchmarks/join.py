@@ -77,7 +77,7 @@ def _run(model: FusionModel, records: Sequence[Record], posts: int) -> dict[str,
         some = records[start : start + STEP_RECORDS]
         verdicts += clock.timed("step", partial(fusion.step, some, 0.0)).posts
         # The step has done this too: what it took is told apart by doing it again.
-        clock.timed("sentiments", lambda: [codec.encode_sentiment(item.sentiment) for item in store.written])
+        clock.timed("sentiments", lambda: codec.encode_sentiments(item.sentiment for item in store.written))
     if verdicts != posts:
         raise AssertionError(f"{verdicts} verdicts of {posts} posts")
     parts = dict(clock.seconds)

@@ -133,10 +133,7 @@ class Fusion:
         }
         self._published.update(finished)
         return Result(
-            outputs=[
-                *dead_letters,
-                *(codec.encode_sentiment(item.sentiment) for item in written),
-            ],
+            outputs=[*dead_letters, *codec.encode_sentiments(item.sentiment for item in written)],
             finished={
                 TopicPartition(topics.EMBEDDINGS.name, partition): offset
                 for partition, offset in finished.items()

@@ -361,7 +361,8 @@ class FusionNetwork(nn.Module):
         with torch.no_grad():
             for column, slot in enumerate(self.config.slots):
                 _, projection, norm = cast(nn.Sequential, self.projections[slot])
-                assert isinstance(projection, nn.Linear) and isinstance(norm, nn.LayerNorm)
+                assert isinstance(projection, nn.Linear)
+                assert isinstance(norm, nn.LayerNorm)
                 mean, scale = self.get_buffer(f"mean_{slot}"), self.get_buffer(f"scale_{slot}")
                 projection.weight.mul_(scale)
                 projection.bias.sub_(projection.weight @ mean)

@@ -270,7 +270,7 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
             ).value
         ],
     ),
-    "sentiments": (sentiments, [b"", codec.encode_sentiment(_SENTIMENT).value]),
+    "sentiments": (sentiments, [b"", codec.encode_sentiments([_SENTIMENT])[0].value]),
     "jsonl": (
         _lines(jsonl.parse),
         [b"\n".join((DEMO / name).read_bytes().splitlines()[:4]) for name in ("feed.jsonl", "broken.jsonl")],

@@ -51,7 +51,8 @@ class Sample:
             topics=(self.topic,),
         )
         verdict = Verdict(self.label, (0, 1, 0), SCORE[self.label], (), {}, "test@1")
-        return codec.encode_sentiment(PostSentiment(post, revision, verdict, True, self.event_time))
+        (output,) = codec.encode_sentiments([PostSentiment(post, revision, verdict, True, self.event_time)])
+        return output
 
 
 def hour(topic: str, at: int, *, negative: int = 0, neutral: int = 0, positive: int = 0) -> list[Sample]:

@@ -79,7 +79,7 @@ def publish(kafka: KafkaSettings, post_id: str, event_time: Any, *names: str) ->
         classified_time=event_time,
     )
     with Sink(kafka) as sink:
-        sink.write([codec.encode_sentiment(sentiment)])
+        sink.write(codec.encode_sentiments([sentiment]))
 
 
 def wait_until(condition: Any, timeout_s: float = 15) -> None:

@@ -113,7 +113,7 @@ def test_a_batch_comes_back_as_it_was(batch: EmbeddingBatch) -> None:
 
 
 def test_a_sentiment_says_what_the_verdict_says() -> None:
-    output = codec.encode_sentiment(sentiment(post("x:1", topics=("a",))))
+    (output,) = codec.encode_sentiments([sentiment(post("x:1", topics=("a",)))])
     message = codec.decode_sentiment(output.value)
     assert output.key == b"x:1"
     assert (message.post_id, message.revision, message.label) == ("x:1", 3, pb.LABEL_POSITIVE)
@@ -129,7 +129,7 @@ def test_a_sentiment_says_what_the_verdict_says() -> None:
 
 def test_the_first_second_of_1970_is_a_time_like_any_other() -> None:
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    output = codec.encode_sentiment(sentiment(post("x:1", event_time=epoch)))
+    (output,) = codec.encode_sentiments([sentiment(post("x:1", event_time=epoch))])
     assert codec.decode_sentiment(output.value).event_time.ToDatetime(UTC) == epoch
     assert codec.decode_post(codec.encode_post(post("x:1", event_time=epoch)).value).event_time == epoch
 
@@ -159,7 +159,7 @@ def test_a_damaged_message_is_refused_or_whole(
     one = post("x:1", topics=("a",), media=(Media(Modality.IMAGE, "ab"),))
     answers = (Answer(np.ones(3, np.float16), "", "words"), Answer(None, "broken"))
     batch = EmbeddingBatch(Modality.TEXT, "m", 3, tuple(EmbeddingEntry(one, answer) for answer in answers))
-    outputs = (codec.encode_post(one), embedded(batch), codec.encode_sentiment(sentiment(one)))
+    outputs = (codec.encode_post(one), embedded(batch), *codec.encode_sentiments([sentiment(one)]))
     whole = outputs[DECODERS.index(decode)].value
     at = data.draw(st.integers(0, len(whole) - 1))
     end = data.draw(st.integers(at, min(len(whole), at + 3)))
