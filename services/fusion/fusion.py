@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from services.fusion.join import Answers, Closed, Join, merge
-from services.fusion.revision import Outcome, Scored, Written, expected_mask, mask
+from services.fusion.revision import Outcome, Scored, Written
 from services.fusion.store import Claim
 from shared import codec, metrics, topics
 from shared.errors import Fenced, InvalidMessage, Unavailable
@@ -257,8 +257,8 @@ class Fusion:
 
 def _explained(item: Closed, verdict: Verdict) -> Verdict:
     """The verdict with one entry for each modality expected: what it contributed, or why it did not."""
-    if mask([weight.modality for weight in verdict.modalities]) == expected_mask(item.post.expected):
-        return verdict
+    if len(verdict.modalities) == len(item.answers) and item.answers.keys() == item.post.expected:
+        return verdict  # every modality expected has answered and contributed
     contributions = {weight.modality: weight for weight in verdict.modalities}
     weights = []
     for modality in sorted(item.post.expected):

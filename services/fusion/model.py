@@ -560,34 +560,31 @@ class FusionModel:
         order = sorted((modality, column) for column, modality in enumerate(keys) if modality is not None)
         emotions, version = self.config.emotions, self.model_version
         labels = [Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE]
+        shown: dict[tuple[Modality, ...], list[tuple[Modality, int]]] = {}
         verdicts = []
         rows = zip(
-            posts,
+            map(tuple, posts),
             opinion.probabilities.argmax(1).tolist(),
-            opinion.probabilities.tolist(),
+            zip(*opinion.probabilities.T.tolist(), strict=True),
             opinion.explained.tolist(),
             opinion.contributions.tolist(),
             opinion.emotions.tolist(),
             strict=True,
         )
-        for post, best, probabilities, score, contributions, feelings in rows:
-            weights = tuple(
-                [
-                    ModalityWeight(modality, contributions[column])
-                    for modality, column in order
-                    if modality in post
-                ]
-            )
+        for given, best, probabilities, score, contributions, feelings in rows:
+            known = shown.get(given)
+            if known is None:
+                known = shown[given] = [(modality, column) for modality, column in order if modality in given]
             verdicts.append(
                 Verdict(
                     labels[best],
-                    tuple(probabilities),
+                    probabilities,
                     score,
-                    weights,
+                    tuple([ModalityWeight(modality, contributions[column]) for modality, column in known]),
                     dict(zip(emotions, feelings, strict=True)),
                     version,
                 )
-                if weights
+                if known
                 else Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, version)
             )
         return verdicts
