@@ -9,6 +9,7 @@ Source: Xiao et al. 2023 (SmoothQuant), section 4; Dettmers et al. 2022 (LLM.int
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +53,15 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", linear.bias.detach())
 
     def forward(self, states: Tensor) -> Tensor:
+        # Bound by memory: what can be is done in place, and a largest magnitude is found without a copy.
         states = states * self.inverse
-        peaks = states.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
-        states /= peaks
+        peaks = torch.maximum(states.amax(-1, keepdim=True), states.amin(-1, keepdim=True).neg_())
+        peaks.clamp_min_(1e-12)
+        states *= peaks.reciprocal()
         products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             states, 1.0 / _LEVELS, _LEVELS + 1, self._packed
         )
-        return torch.addcmul(self.bias, products, peaks)
+        return cast(Tensor, products.mul_(peaks).add_(self.bias))
 
 
 def to_int8(network: nn.Module, names: Iterable[str], run: Callable[[], object]) -> None:
