@@ -127,6 +127,14 @@ def test_a_sentiment_says_what_the_verdict_says() -> None:
     assert dict(output.headers)["ce_id"] == b"x:1/3"
 
 
+@given(st.lists(st.tuples(posts, st.booleans()), max_size=5))
+def test_sentiments_written_together_say_what_each_says_alone(some: list[tuple[Post, bool]]) -> None:
+    bare = Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, "")
+    every = [sentiment(one) if scored else PostSentiment(one, 1, bare, True, NOON) for one, scored in some]
+    together = [output.value for output in codec.encode_sentiments(every)]
+    assert together == [codec.sentiment_to_proto(one).SerializeToString() for one in every]
+
+
 def test_the_first_second_of_1970_is_a_time_like_any_other() -> None:
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     (output,) = codec.encode_sentiments([sentiment(post("x:1", event_time=epoch))])
