@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from services.fusion.fusion import FENCED_S, Fusion
 from services.fusion.join import Join, merge
@@ -255,6 +256,32 @@ def test_a_partition_that_is_ours_after_all_is_started_over() -> None:
     step.step([record(1, TEXT, (post(), vector(1)))], NOON_S + FENCED_S)
     with pytest.raises(Unavailable, match="partition 0"):
         step.step([record(2, TEXT, (post(), vector(1)))], NOON_S + FENCED_S + 1)
+
+
+def test_how_long_a_partition_has_been_lost_counts_anew_after_a_rebalance() -> None:
+    store = MemoryStore()
+    step = fusion(store, 0)
+    store.claim([0])
+    step.step([record(0, TEXT, (post(), vector(1)))], NOON_S)
+    step.rebalanced(assigned(0), frozenset())
+    late_s = NOON_S + 2 * FENCED_S
+    assert step.step([record(1, TEXT, (post(), vector(1)))], late_s).outputs == []
+    with pytest.raises(Unavailable, match="partition 0"):
+        step.step([record(2, TEXT, (post(), vector(1)))], late_s + FENCED_S + 1)
+
+
+def test_a_deletion_is_no_verdict_in_the_count_by_label() -> None:
+    def labelled() -> list[float]:
+        name = "crowdtone_verdicts_total"
+        return [
+            REGISTRY.get_sample_value(name, {"label": label}) or 0.0 for label in ("negative", "unscored")
+        ]
+
+    step = fusion(MemoryStore(), 0)
+    negative, unscored = labelled()
+    step.step([record(0, TEXT, (post(), vector(0)))], NOON_S)
+    step.step([record(1, TEXT, (post(deleted=True, text=""), Answer(None, "deleted")))], NOON_S + 1)
+    assert labelled() == [negative + 1, unscored]
 
 
 def test_a_partition_given_back_starts_where_the_ledger_says() -> None:

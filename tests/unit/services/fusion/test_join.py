@@ -289,6 +289,15 @@ def test_too_many_bytes_close_the_oldest_and_a_batch_is_not_kept_for_one_post() 
     assert (join.open_posts, join.open_bytes) == (0, 0)
 
 
+def test_a_vector_that_was_replaced_in_the_same_turn_is_not_counted_as_held() -> None:
+    once, twice = started(), started()
+    for join, numbers in ((once, (2,)), (twice, (1, 2))):
+        for offset, number in enumerate(numbers):
+            join.add(0, offset, batch(TEXT, "a:TI", answer=vector(number)), NOON_S)
+        assert join.close(NOON_S) == []
+    assert twice.open_bytes == once.open_bytes
+
+
 def test_memory_is_the_open_and_the_awaited_posts() -> None:
     join = started(max_open_posts=50)
     for offset in range(1_000):
