@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable
@@ -77,6 +78,75 @@ def test_no_alert_for(windows: list[Window], why: str) -> None:
     assert found(windows) == []
 
 
+@pytest.mark.parametrize(
+    "windows",
+    [
+        series(*[GOOD] * 12, (5, 0, 0)),  # min_posts
+        series(*[GOOD] * 8, BAD),  # min_windows
+        series(*[(0, 0, 2)] * 10, BAD),  # min_baseline_posts, which do not differ from one another
+        series((0, 0, 0), *[GOOD] * 12, BAD, unscored=1),  # a window before it of which nothing was scored
+    ],
+)
+def test_what_is_just_enough_is_judged(windows: list[Window]) -> None:
+    assert [finding.kind for finding in found(windows)] == [Kind.MOOD_DROP]
+
+
+def test_a_turn_as_large_as_asked_for_is_one() -> None:
+    by_a_quarter = series(*[(0, 50, 50)] * 12, (0, 75, 25))
+    (finding,) = found(by_a_quarter, DetectSettings(min_change=0.25))
+    asked = -finding.deviation
+    assert found(by_a_quarter, DetectSettings(min_change=0.25, mood_deviation=asked)) == [finding]
+    assert found(by_a_quarter, DetectSettings(min_change=0.25, mood_deviation=math.nextafter(asked, 9))) == []
+    assert found(by_a_quarter, DetectSettings(min_change=0.2501)) == []
+
+
+@pytest.mark.parametrize(("usual", "least"), [(3, 12), (10, 20)])  # min_spike_posts, min_spike_ratio
+def test_a_spike_as_large_as_asked_for_is_one(usual: int, least: int) -> None:
+    easily = DetectSettings(spike_deviation=1)
+    windows = [Window(at * HOUR, usual) for at in range(24)]
+    (finding,) = found([*windows, Window(24 * HOUR, least)], easily)
+    assert found([*windows, Window(24 * HOUR, least - 1)], easily) == []
+    for asked, spikes in ((finding.deviation, [finding]), (math.nextafter(finding.deviation, 99), [])):
+        assert found([*windows, Window(24 * HOUR, least)], DetectSettings(spike_deviation=asked)) == spikes
+
+
+def test_a_spike_is_held_against_how_much_windows_differ() -> None:
+    windows = [Window(at * HOUR, (1, 16)[at % 2]) for at in range(24)]
+    (spike,) = detect([*windows, Window(24 * HOUR, 200)], [24 * HOUR], SETTINGS)
+    low, high, root = (2 * math.sqrt(posts + 3 / 8) for posts in (1, 16, 200))
+    assert spike.deviation == pytest.approx((root - (low + high) / 2) / (1.4826 * (high - low) / 2))
+    assert (spike.baseline, spike.baseline_posts) == (8.5, 204)
+
+
+def test_a_flooded_window_weighs_as_three_usual_ones() -> None:
+    finding = found(series(*[MIXED] * 11, (0, 0, 5000), (12, 0, 0)))[-1]
+    assert finding.baseline == pytest.approx(18 / (66 + 18))
+
+
+def test_a_baseline_is_so_many_windows_and_no_more() -> None:
+    findings = found(series((0, 0, 12), *[MIXED] * 24, (12, 0, 0)))
+    assert [finding.baseline for finding in findings] == [0]
+
+
+def test_the_deviation_is_less_where_windows_differ_by_more_than_chance() -> None:
+    # Sums of +60 and -20 in turn, each of 100 posts: mean 0.2, mean square 0.7.
+    (finding,) = found(
+        series(*[(5, 30, 65), (45, 30, 25)] * 12, (95, 5, 0)), DetectSettings(mood_deviation=1)
+    )
+    size, total, unneutral = 2400, 480, 1680
+    mean = (total - 95) / (size + 100)
+    chance = math.sqrt(100 * size / (size + 99) * ((unneutral + 95) / (size + 100) - mean**2))
+    spread = 39.5**2 / (100 * (0.7 - 0.2**2)) / 0.4549
+    assert finding.deviation == pytest.approx((-95 - 100 * mean + 0.5) / chance / math.sqrt(spread))
+
+
+def test_windows_as_like_as_whole_posts_can_be_do_not_differ_by_more_than_chance() -> None:
+    (finding,) = found(series(*[(0, 1, 0)] * 22, (1, 0, 0), (0, 0, 1), BAD))
+    mean = -7 / 31
+    chance = math.sqrt(7 * 24 / 30 * (9 / 31 - mean**2))
+    assert finding.deviation == pytest.approx((-7 - 7 * mean + 0.5) / chance)
+
+
 def test_one_flooded_hour_does_not_set_the_baseline() -> None:
     hours = [MIXED] * 20
     hours[10] = (0, 0, 5000)
@@ -101,7 +171,8 @@ def test_a_spike_is_found_and_a_daily_rhythm_is_none() -> None:
 
 def test_unscored_posts_count_as_volume_and_not_as_mood() -> None:
     windows = [Window(at * HOUR, 3) for at in range(24)] + [Window(24 * HOUR, 30)]
-    assert [finding.kind for finding in found(windows)] == [Kind.VOLUME_SPIKE]
+    (finding,) = found(windows)
+    assert (finding.kind, finding.baseline_posts) == (Kind.VOLUME_SPIKE, 72)
 
 
 def test_only_the_windows_asked_for_are_judged() -> None:

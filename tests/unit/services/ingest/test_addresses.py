@@ -66,12 +66,30 @@ def test_public_addresses_are_fetched_from(address: str) -> None:
         ("fec0::1", "site-local"),
         ("ff02::1", "multicast"),
         ("4000::1", "not global"),
+        ("192.0.2.1", "documentation"),
+        ("198.51.100.1", "documentation"),
+        ("203.0.113.1", "documentation"),
+        ("192.31.196.1", "AS112"),
+        ("192.175.48.1", "AS112"),
+        ("192.52.193.1", "AMT"),
+        ("192.88.99.1", "6to4"),
+        ("198.19.255.255", "benchmarking"),
+        ("100::1", "discard"),
+        ("2001:100::1", "protocol assignments"),
+        ("2001:db8::1", "documentation"),
+        ("3fff::1", "documentation"),
+        ("2620:4f:8000::1", "AS112"),
+        ("5f00::1", "segment routing"),
         ("localhost", "not an IP address"),
         ("", "not an IP address"),
     ],
 )
 def test_what_is_ours_or_hides_something_is_not(address: str, why: str) -> None:
     assert why in refusal(address)
+
+
+def test_the_longest_address_there_may_be() -> None:
+    assert target("http://example.org/".ljust(2048, "a")).path == "/" + "a" * 2029
 
 
 @given(private)
@@ -167,6 +185,7 @@ def test_a_host_in_numbers_is_the_plain_address_or_refused(
         "http://example.org:password@127.0.0.1/",
         "http://example.org@127.0.0.1/",
         "http://example.org\\@127.0.0.1/",
+        "http://example.org\\a.png",
         "http://example.org\t.evil/",
         "http://example.org/\r\nHost: 127.0.0.1",
         "http://example.org:0/",
@@ -177,6 +196,7 @@ def test_a_host_in_numbers_is_the_plain_address_or_refused(
         "http://0177.0.0.1/",
         "http://127.1/",
         "http://127.0.0.0x1/",
+        "http://127.0.0.0x/",
         "http://1.2.3.4.5/",
         "http://[fe80::1%25eth0]/",
         "http://[fe80::1%eth0]/",
