@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from services.fusion.model import EMOTIONS, SENTIMENTS, FusionModel, ModelConfig, save
+from services.fusion.model import EMOTIONS, SENTIMENTS, FusionModel, ModelConfig, load_network, save
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.training import context as utterances
 from services.training import evaluation, features, manifest, recipe
@@ -614,7 +614,8 @@ def evaluate(
     """
     with _refusing(), _progress(as_json) as progress:
         judge: evaluation.Judge
-        network = None if utterances.is_context(model) else FusionModel.load(model, device).network
+        # As it was trained: a `FusionModel` folds its network, which rounds otherwise.
+        network = None if utterances.is_context(model) else load_network(model).to(choose_device(device))
         if network is None:
             judge = utterances.ContextModel.load(model)
         else:
