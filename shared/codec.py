@@ -285,11 +285,8 @@ def sentiment_to_proto(sentiment: PostSentiment, scratch: pb.PostSentiment | Non
     to the system with every 10,000th block it frees: a step of a thousand posts then asked for it all again.
     """
     post, verdict = sentiment.post, sentiment.verdict
-    if scratch is None:
-        message = pb.PostSentiment()
-    else:
-        message = scratch
-        message.Clear()
+    message = pb.PostSentiment() if scratch is None else scratch
+    message.Clear()
     message.post_id = post.post_id
     message.revision = sentiment.revision
     message.platform = post.platform
