@@ -327,7 +327,7 @@ def _audio(model: ModelSettings, shape: Shape) -> Subject:
         clips = list(encoder.prepare(inputs))
         return lambda: encoder.forward(clips)
 
-    return Subject(encoder, bare, settings.max_poll_records)
+    return Subject(encoder, bare, settings.posts_of_poll(model.device))
 
 
 SUBJECTS: Final = {Kind.text: _text, Kind.image: _image, Kind.audio: _audio}
