@@ -115,6 +115,9 @@ class WhisperNetwork:
         spec, variables = model_bin.read(folder / "model.bin")
         if spec != "WhisperSpec":
             raise ValueError(f"model.bin holds a {spec}, no Whisper")
+        if device != "cpu":
+            # cuDNN's attention makes a plan for each shape, and batches have many.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._device, self._dtype = device, dtype
         self._lock = threading.Lock()
         self._tokens = tokens
@@ -210,9 +213,10 @@ class WhisperNetwork:
             wait = copied(torch.cat([numbers, text.ids[:, PROMPT_TOKENS - 1 :].T.float()]).T.contiguous())
 
         def waited() -> list[Written]:
+            rows = wait().tolist()
             return [
-                Written([int(i) for i in row[4 : 4 + int(row[2])]], float(row[0]), float(row[1]), int(row[3]))
-                for row in wait()
+                Written([int(i) for i in ids[: int(length)]], score, silent, int(language))
+                for score, silent, length, language, *ids in rows
             ]
 
         return waited

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.audio_encoder.sounds import SAMPLE_RATE_HZ
+from shared.device import sent
 
 NAMES = (
     "loudness_mean", "loudness_deviation", "loudness_p10", "loudness_p50", "loudness_p90", "loudness_step",
@@ -54,13 +55,12 @@ def prosody(waveforms: Tensor, samples: Sequence[int]) -> Tensor:
     parts = [_of_frames(frames[at : at + at_once]) for at in range(0, len(frames), at_once)]
     loudness, crossings, peaks, octaves = (torch.cat(part) for part in zip(*parts, strict=True))
 
-    own = torch.tensor([1 + max(0, size - _FRAME_SAMPLES) // _HOP_SAMPLES for size in samples])
-    seconds = torch.tensor(samples, dtype=torch.float64) / SAMPLE_RATE_HZ
-    own, seconds = own.to(device), seconds.log().float().to(device)
+    own = sent(torch.tensor([1 + max(0, size - _FRAME_SAMPLES) // _HOP_SAMPLES for size in samples]), device)
+    seconds = sent((torch.tensor(samples, dtype=torch.float64) / SAMPLE_RATE_HZ).log().float(), device)
+    centre, scale = (sent(torch.tensor(values), device) for values in (_CENTRE, _SCALE))
     there = torch.arange(frames.shape[1], device=device) < own[:, None]  # (B, T)
     quiet = _quantiles(loudness, there, (0.3,))
     voiced = there & (peaks > _VOICED_CORRELATION) & (loudness >= quiet)
-    centre = torch.tensor(_CENTRE, device=device)
     statistics = torch.cat(
         [
             _spread(loudness, there),
@@ -73,7 +73,7 @@ def prosody(waveforms: Tensor, samples: Sequence[int]) -> Tensor:
         ],
         1,
     )
-    return (statistics - centre) / torch.tensor(_SCALE, device=device)
+    return (statistics - centre) / scale
 
 
 def _of_frames(frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -109,7 +109,7 @@ def _quantiles(values: Tensor, there: Tensor, shares: Sequence[float]) -> Tensor
     """(B, len(shares)) of the values that are there, between neighbours in proportion."""
     ordered = values.masked_fill(~there, torch.inf).sort(1).values
     last = (there.sum(1, keepdim=True) - 1).clamp(min=0)
-    place = last * torch.tensor(shares, dtype=torch.float64, device=values.device)  # (B, Q)
+    place = last * sent(torch.tensor(shares, dtype=torch.float64), values.device)  # (B, Q)
     below = place.floor().long()
     low = ordered.gather(1, below)
     high = ordered.gather(1, torch.minimum(below + 1, last))

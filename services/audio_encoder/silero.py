@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared.device import sent
 from shared.weights import packaged
 
 PIECE_SAMPLES: Final = 512  # 32 ms
@@ -68,10 +69,10 @@ class Silero:
 
         waveforms: (B, longest) float32, 0 behind a clip's own `samples`.
         """
-        lengths = torch.tensor(samples, device=waveforms.device)
+        last = sent(torch.tensor([-(-own // PIECE_SAMPLES) for own in samples]), waveforms.device)
         pieces = max(samples) // PIECE_SAMPLES + 1  # there is always some silence at the end
         # A piece that is silence alone is behind the end, and what it sounds like is not asked.
-        asked = torch.arange(pieces, device=waveforms.device) < (-(-lengths // PIECE_SAMPLES))[:, None]
+        asked = torch.arange(pieces, device=waveforms.device) < last[:, None]
         likely = self.probabilities(waveforms, samples)
         return ((likely >= LEAST_PROBABILITY) & asked).any(1)
 
@@ -83,7 +84,7 @@ class Silero:
         padded = functional.pad(waveforms, (CONTEXT_SAMPLES, max(0, pieces * PIECE_SAMPLES - longest)))
         # faster-whisper silences the last samples of each clip's last piece; so do we.
         ends = torch.tensor([(own // PIECE_SAMPLES + 1) * PIECE_SAMPLES for own in samples])
-        tail = (ends[:, None] + torch.arange(CONTEXT_SAMPLES)).to(waveforms.device, non_blocking=True)
+        tail = sent(ends[:, None] + torch.arange(CONTEXT_SAMPLES), waveforms.device)
         padded.scatter_(1, tail, 0.0)
         heard = padded.unfold(1, CONTEXT_SAMPLES + PIECE_SAMPLES, PIECE_SAMPLES)[:, :pieces]
         x = functional.pad(heard.flatten(0, 1)[:, None], (_BASIS_SAMPLES // 2,) * 2, mode="reflect")

