@@ -181,7 +181,8 @@ class WhisperNetwork:
         x = features.to(self._dtype)
         x = functional.gelu(functional.conv1d(x, self._conv1.weight, self._conv1.bias, padding=1))
         x = functional.gelu(functional.conv1d(x, self._conv2.weight, self._conv2.bias, stride=2, padding=1))
-        x = x.transpose(1, 2) + self._encoder_positions[: x.shape[2]]
+        # In one piece, or every layer would have to make it so.
+        x = (x.transpose(1, 2) + self._encoder_positions[: x.shape[2]]).contiguous()
         batch, states, width = x.shape
         for layer in self._encoder_layers:
             q, k, v = layer.qkv(layer.norm(x)).view(batch, states, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
@@ -332,7 +333,7 @@ class _Text:
         chance = allowed.gather(1, best[:, None])[:, 0] - allowed.logsumexp(1)
         ended = best == tokens.end
         writes = ~self.ended & (self.position >= first)
-        self.score += chance * writes
+        self.score += torch.where(writes, chance, 0.0)
         self.ids.index_copy_(1, self.position, best[:, None])
         self.length += writes & ~ended
         self.ended |= writes & ended
@@ -350,13 +351,13 @@ class _Text:
             qkv = layer.qkv(layer.norm(x)).view(rows, 3, heads, 1, -1)
             own.index_copy_(3, self.position, qkv[:, 1:].transpose(0, 1))
             mixed = functional.scaled_dot_product_attention(qkv[:, 0], own[0], own[1], attn_mask=seen)
-            x = x + layer.out(mixed.view(rows, -1))
+            x = x + layer.out(mixed.reshape(rows, -1))
             assert layer.cross_norm is not None
             assert layer.cross_q is not None
             assert layer.cross_out is not None
             q = layer.cross_q(layer.cross_norm(x)).view(rows, heads, 1, -1)
             keys, values = sound.permute(2, 0, 3, 1, 4)
             mixed = functional.scaled_dot_product_attention(q, keys, values)
-            x = x + layer.cross_out(mixed.view(rows, -1))
+            x = x + layer.cross_out(mixed.reshape(rows, -1))
             x = x + layer.outer(functional.gelu(layer.inner(layer.inner_norm(x))))
         return net._decoder_norm(x)

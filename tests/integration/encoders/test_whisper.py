@@ -123,12 +123,19 @@ def test_the_language_asked_for_is_written_in(
     assert [item.language for item in ours] == [50274] * 2
 
 
-def test_memory_kept_for_larger_batches_changes_nothing(network: WhisperNetwork, states: Tensor) -> None:
+def test_memory_kept_for_larger_batches_changes_nothing(
+    network: WhisperNetwork, states: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, but that there the launches are recorded."""
+    monkeypatch.setattr(_Text, "record", lambda text, pool: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     wanted = torch.ones(3, dtype=torch.bool)
     before = network.write(states[:3], wanted, likeliest, 50)()
-    network._texts += [_Text(network, rows, states.shape[1], 50) for rows in (8, 4)]
+    network.record([(16, states.shape[1], 50), (3, 1_500, 112)])
     try:
+        taken = [network._recorded(rows, 250, 50) for rows in (1, 2, 4, 5, 16, 17)]
+        assert [text and text.rows for text in taken] == [1, 4, 4, 16, 16, None]
+        assert network._recorded(1, 250, 49) is None
         network.write(states[3:10], torch.ones(7, dtype=torch.bool), likeliest, 50)()
         network.write(states[-4:], torch.ones(4, dtype=torch.bool), likeliest, 50)()
         assert_same(network.write(states[:3], wanted, likeliest, 50)(), before)
