@@ -393,8 +393,8 @@ def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
         type_vocab_size=1,
     )
     torch.manual_seed(0)
-    network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
-
+    with torch.device(model.device):  # a GPU draws them in no time
+        network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
     return E5(
         network,
         fast_tokenize(tokenizer, max_tokens),
