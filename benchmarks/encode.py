@@ -277,15 +277,14 @@ def _side_by_side(
     together = context.Barrier(len(shares_of) + 1)
     # The tokenizer would take all cores in each of them.
     os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(shares_of)))
+    # Not among the arguments: a start waits until those are read, for which a process imports torch first.
+    given: multiprocessing.Queue[Sequence[Record]] = context.Queue()
     told: multiprocessing.SimpleQueue[Seen] = context.SimpleQueue()
-    started = [
-        context.Process(
-            target=_serve, args=(modality, shape, model, folder, records, together, told), daemon=True
-        )
-        for records in shares_of
-    ]
-    for process in started:
+    arguments = (modality, shape, model, folder, given, together, told)
+    started = [context.Process(target=_serve, args=arguments, daemon=True) for _ in shares_of]
+    for process, records in zip(started, shares_of, strict=True):
         process.start()
+        given.put(records)
 
     def work_off() -> None:
         together.wait(PATIENCE_S)
@@ -306,14 +305,14 @@ def _serve(
     shape: Shape,
     model: ModelSettings,
     folder: Path,
-    records: Sequence[Record],
+    given: multiprocessing.Queue[Sequence[Record]],
     together: Barrier,
     told: multiprocessing.SimpleQueue[Seen],
 ) -> None:
     seen = Seen()
     try:
         subject = _subject(modality, shape, model)
-        service = _through(subject, MediaStore(MediaSettings(url=folder.as_uri())), None, records, seen)
+        service = _through(subject, MediaStore(MediaSettings(url=folder.as_uri())), None, given.get(), seen)
         with suppress(BrokenBarrierError):
             while True:
                 together.wait(PATIENCE_S)
@@ -428,7 +427,7 @@ def _audio(model: ModelSettings, shape: Shape) -> Subject:
         clips = list(encoder.prepare(inputs))
         return lambda: encoder.forward(clips)
 
-    return Subject(encoder, bare, settings.max_poll_records)
+    return Subject(encoder, bare, settings.posts_of_poll(model.device))
 
 
 SUBJECTS: Final = {Kind.text: _text, Kind.image: _image, Kind.audio: _audio}

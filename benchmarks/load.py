@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from shared import codec
@@ -140,12 +141,17 @@ def clips(count: int) -> list[bytes]:
     speech = np.tile(speech, -(-count * samples // speech.size))[: count * samples]
     found = []
     for start, end in pairwise(range(0, (count + 1) * samples, samples)):
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setparams((1, 2, sounds.SAMPLE_RATE_HZ, 0, "NONE", ""))
-            file.writeframes((speech[start:end] * 32_767).astype("<i2").tobytes())
-        found.append(buffer.getvalue())
+        found.append(wav((speech[start:end] * 32_767).astype("<i2")))
     return found
+
+
+def wav(samples: npt.NDArray[np.int16]) -> bytes:
+    """16 kHz, mono."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()
 
 
 def numbered(content: bytes, number: int) -> bytes:

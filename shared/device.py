@@ -62,6 +62,14 @@ def started_on(
     return submitted
 
 
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """Values of the CPU on the device. On a GPU nobody waits for what was started there before, as
+    `torch.tensor(..., device=...)` would."""
+    if torch.device(device).type == "cpu":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def copied(tensor: Tensor) -> Callable[[], npt.NDArray[np.float32]]:
     """Start copying a float32 tensor off its device; what is returned waits for the copy.
 

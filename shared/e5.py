@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 from shared import e5_weights, int8
-from shared.device import copied, state_digest
+from shared.device import copied, sent, state_digest
 from shared.messages import INT8
 from shared.ngrams import Lexicon
 from shared.weights import DEFAULT_CACHE_DIR, sha256_of
@@ -459,7 +459,7 @@ class E5(nn.Module):
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        tensor = _placed(both, self.device)  # in one piece, it is one copy
+        tensor = sent(torch.from_numpy(both), self.device)  # in one piece, it is one copy
         return tensor[0], tensor[1]
 
     def row_width(self, longest: int) -> int:
@@ -505,18 +505,12 @@ def pack(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> P
     ids = np.fromiter(chain.from_iterable(rows), np.int64, starts[-1])
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
     return Packed(
-        _placed(ids, device),
-        _placed(positions, device),
-        _placed(starts.astype(np.int32), device),
+        sent(torch.from_numpy(ids), device),
+        sent(torch.from_numpy(positions), device),
+        sent(torch.from_numpy(starts.astype(np.int32)), device),
         int(lengths.max()),
         tuple((len(list(same)), length) for length, same in groupby(lengths.tolist())),
     )
-
-
-def _placed(array: npt.NDArray[np.integer], device: torch.device | str) -> Tensor:
-    tensor = torch.from_numpy(array)
-    # Pinned, the copy needs no waiting.
-    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def padded_width(longest: int, max_tokens: int) -> int:

@@ -6,6 +6,7 @@ from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
 from shared import topics, worker
 from shared.canary import Canary
+from shared.device import choose_device
 from shared.encoding import TURNS, encode_step
 from shared.media import MediaStore
 from shared.service import embedding_cache, serve
@@ -18,12 +19,12 @@ def run() -> None:
     stopped = worker.on_sigterm()
     settings = AudioEncoderSettings()
     text = TextModelSettings()
-    encoder = AudioEncoder.load(ModelSettings(), settings, text)
+    model = ModelSettings()
+    encoder = AudioEncoder.load(model, settings, text)
     cache = embedding_cache(encoder, settings, text)
     step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder), cache=cache)
-    serve(
-        SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records, turns=TURNS
-    )
+    posts = settings.posts_of_poll(choose_device(model.device))
+    serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=posts, turns=TURNS)
 
 
 if __name__ == "__main__":

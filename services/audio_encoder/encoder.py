@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from faster_whisper.vad import VadOptions, get_speech_timestamps
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from services.audio_encoder import prosody, sounds
 from services.audio_encoder.settings import AudioEncoderSettings
+from services.audio_encoder.silero import Silero
 from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
 from services.audio_encoder.whisper import HOP_SAMPLES, NAME, Heard, Whisper, padded_frames
 from shared import metrics
 from shared.decoding import Decoders
-from shared.device import choose_device, started_on, state_digest
+from shared.device import choose_device, copied, started_on, state_digest
 from shared.e5 import E5
 from shared.encoding import NO_SPEECH, Input, ahead, answers, halving
 from shared.errors import InvalidMessage
@@ -31,10 +33,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A post's sound. spoken: whether a voice speaks in it. language: that of the post's text."""
+    """A post's sound. waveform: (samples,) float32 at 16 kHz, on the model's device. language: that of the
+    post's text."""
 
-    waveform: Waveform
-    spoken: bool
+    waveform: Tensor
     language: str
 
 
@@ -42,7 +44,7 @@ class Clip:
 class VoiceModel:
     """Another model's hearing of the voice: (samples,) at 16 kHz to (dimension,) float32."""
 
-    vector: Callable[[Waveform], Floats]
+    vector: Callable[[Tensor], Floats]
     version: str
     dimension: int
 
@@ -58,6 +60,7 @@ class AudioEncoder:
     def __init__(
         self,
         whisper: Whisper,
+        silero: Silero,
         e5: E5,
         decode: Callable[[bytes], Waveform],
         *,
@@ -72,6 +75,8 @@ class AudioEncoder:
         self._decode = decode
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
         self._whisper = whisper
+        self._silero = silero
+        self._device = device
         self._e5 = e5
         self._voice = voice
         self._start = started_on(device, self._batch)
@@ -96,13 +101,14 @@ class AudioEncoder:
         decoders = Decoders(
             "services.audio_encoder.sounds:decoder",
             audio.max_audio_s,
-            processes=audio.decoders,
+            processes=audio.decoders_for(device),
             memory_bytes=audio.decode_memory_bytes,
             cpu_s=audio.decode_cpu_s,
             max_bytes=4 * int(audio.max_audio_s * SAMPLE_RATE_HZ),
         )
         return cls(
             Whisper.load(model.cache_dir, device=device),
+            Silero.load(device),
             E5.load(
                 text.model,
                 cache_dir=model.cache_dir,
@@ -115,7 +121,7 @@ class AudioEncoder:
             decoders.decode,
             device=device,
             max_audio_s=audio.max_audio_s,
-            decoders=audio.decoders,
+            decoders=audio.decoders_for(device),
             max_batch_frames=audio.frame_budget(device),
             max_batch_tokens=text.token_budget(device),
             voice=None if audio.model == NAME else _hugging_face(audio.model, model.cache_dir, device),
@@ -125,7 +131,7 @@ class AudioEncoder:
         return self.finish(self.forward(self.prepare(inputs)))
 
     def prepare(self, inputs: Sequence[Input]) -> Iterable[Clip | Exception]:
-        """The waveform of each post, and whether somebody speaks in it, or why there is none.
+        """The waveform of each post, on the model's device, or why there is none.
 
         The decoders begin at once with all of them; each is waited for when it is asked for.
         """
@@ -139,7 +145,7 @@ class AudioEncoder:
         def counted(frames: int, batch: list[int]) -> list[int]:
             filled = frames * len(batch)
             sounding = sum(
-                -(-clip.waveform.size // HOP_SAMPLES) for i in batch if isinstance(clip := seen[i], Clip)
+                -(-clip.waveform.numel() // HOP_SAMPLES) for i in batch if isinstance(clip := seen[i], Clip)
             )
             metrics.batched(
                 "audio_encoder", budget=self._max_batch_frames, filled=filled, padding=filled - sounding
@@ -152,7 +158,7 @@ class AudioEncoder:
                 seen.append(clip)
                 if isinstance(clip, Exception):
                     continue
-                frames = padded_frames(clip.waveform)
+                frames = padded_frames(clip.waveform.numel())
                 begun[frames].append(len(seen) - 1)
                 if (len(begun[frames]) + 1) * frames > self._max_batch_frames:
                     yield counted(frames, begun.pop(frames))
@@ -190,24 +196,29 @@ class AudioEncoder:
             left -= parts[-1].size
         if not parts:
             return error
-        waveform = np.concatenate(parts)
-        return Clip(waveform, bool(get_speech_timestamps(waveform, VadOptions())), item.language)
+        waveform = torch.from_numpy(np.concatenate(parts))
+        if self._device != "cpu":
+            # From here, where many do it side by side; a page-locked copy needs no waiting.
+            waveform = waveform.pin_memory().to(self._device, non_blocking=True)
+        return Clip(waveform, item.language)
 
     def _batch(self, clips: Sequence[Clip]) -> Callable[[], Sequence[Heard]]:
-        heard = self._listen(clips)
-        return lambda: heard
+        samples = [clip.waveform.numel() for clip in clips]
+        waveforms = pad_sequence([clip.waveform for clip in clips], batch_first=True)  # (B, longest)
+        spoken = self._silero.spoken(waveforms, samples)
+        tones = copied(prosody.prosody(waveforms, samples))
+        wait = self._whisper.start(waveforms, samples, spoken, [clip.language for clip in clips])
+        voices = None if self._voice is None else [self._voice.vector(clip.waveform) for clip in clips]
 
-    def _listen(self, clips: Sequence[Clip]) -> list[Heard]:
-        heard = self._whisper.listen(
-            [clip.waveform for clip in clips],
-            [clip.spoken for clip in clips],
-            [clip.language for clip in clips],
-        )
-        whole = []
-        for clip, item in zip(clips, heard, strict=True):
-            voice = item.voice if self._voice is None else self._voice.vector(clip.waveform)
-            whole.append(replace(item, voice=np.concatenate([voice, prosody.prosody(clip.waveform)])))
-        return whole
+        def heard() -> list[Heard]:
+            found = wait()
+            own = voices or [item.voice for item in found]
+            return [
+                replace(item, voice=np.concatenate([voice, tone]))
+                for item, voice, tone in zip(found, own, tones(), strict=True)
+            ]
+
+        return heard
 
     def _speech_vectors(self, words: Sequence[str]) -> list[Floats | Exception]:
         vectors, present = self._e5.embed(words, self._max_batch_tokens)
@@ -235,12 +246,12 @@ def _hugging_face(model: str, cache_dir: Path, device: str) -> VoiceModel:
     network = network.to(device).eval()
 
     @torch.inference_mode()
-    def vector(waveform: Waveform) -> Floats:
-        features = extractor(waveform, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+    def vector(waveform: Tensor) -> Floats:
+        features = extractor(waveform.cpu().numpy(), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
         name = extractor.model_input_names[0]
         states = network(features[name].to(device)).last_hidden_state[0].float()
         pooled: Floats = torch.cat([states.mean(0), states.std(0, correction=0)]).cpu().numpy()
         return pooled
 
-    dimension = vector(np.zeros(SAMPLE_RATE_HZ, np.float32)).size
+    dimension = vector(torch.zeros(SAMPLE_RATE_HZ)).size
     return VoiceModel(vector, f"{model if hub else Path(model).name}@{state_digest(network)}", dimension)

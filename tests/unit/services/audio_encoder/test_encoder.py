@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from services.audio_encoder.encoder import AudioEncoder, Clip
-from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
+from services.audio_encoder.silero import Silero
+from services.audio_encoder.sounds import SAMPLE_RATE_HZ
 from services.audio_encoder.whisper import Heard, Whisper
 from shared.e5 import E5
 from shared.errors import InvalidMessage
@@ -30,14 +31,24 @@ class Repeats:
         self.heard = threading.Event()
         self._together = threading.Barrier(together)
 
-    def listen(self, clips: Sequence[Waveform], spoken: Sequence[bool], hints: Sequence[str]) -> list[Heard]:
+    def start(
+        self, waveforms: Tensor, samples: Sequence[int], spoken: Tensor, hints: Sequence[str]
+    ) -> Callable[[], list[Heard]]:
         self._together.wait(timeout=30)  # one batch alone would wait in vain
-        self.batches.append([clip.size // SAMPLE_RATE_HZ for clip in clips])
+        seconds = [own // SAMPLE_RATE_HZ for own in samples]
+        self.batches.append(seconds)
         self.heard.set()
-        return [
-            Heard(clip[:1], str(clip.size // SAMPLE_RATE_HZ), hint)
-            for clip, hint in zip(clips, hints, strict=True)
+        return lambda: [
+            Heard(clip[:1].numpy(), str(own), hint)
+            for clip, own, hint in zip(waveforms, seconds, hints, strict=True)
         ]
+
+
+class Silent:
+    """Hears nobody."""
+
+    def spoken(self, waveforms: Tensor, samples: Sequence[int]) -> Tensor:
+        return torch.zeros(len(samples), dtype=torch.bool)
 
 
 def encoder(whisper: Repeats, threads: int = 1) -> AudioEncoder:
@@ -56,6 +67,7 @@ def encoder(whisper: Repeats, threads: int = 1) -> AudioEncoder:
     try:
         return AudioEncoder(
             cast(Whisper, whisper),
+            cast(Silero, Silent()),
             e5,
             lambda content: np.frombuffer(content, np.float32),
             device="cpu",
@@ -70,7 +82,7 @@ def encoder(whisper: Repeats, threads: int = 1) -> AudioEncoder:
 
 def clip(seconds: int) -> Clip:
     noise = np.random.default_rng(seconds).normal(0, 0.1, seconds * SAMPLE_RATE_HZ)
-    return Clip(noise.astype(np.float32), spoken=True, language="en")
+    return Clip(torch.from_numpy(noise.astype(np.float32)), language="en")
 
 
 def test_a_batch_holds_clips_of_one_padded_length_and_answers_are_in_order() -> None:
