@@ -6,15 +6,18 @@ process, on inputs that are ready for it: tokenised and packed over the whole lo
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Annotated, Final
 
 import numpy as np
@@ -28,8 +31,6 @@ from benchmarks.figures import AsJson, Device, OnDevice, Rounds, in_turn_by, sho
 from benchmarks.system import servers
 from benchmarks.usage import batches, shares, usage
 from deploy.local import stack
-from services.audio_encoder.encoder import AudioEncoder
-from services.audio_encoder.settings import AudioEncoderSettings
 from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import Floats, TextEncoder
@@ -45,6 +46,8 @@ from shared.messages import Modality, Output, Post, Record, Result, Step, TopicP
 from shared.settings import MediaSettings, ModelSettings, TextModelSettings
 
 CACHE_TTL_S: Final = 3600
+# Longest that processes wait for one another: the first round compiles.
+PATIENCE_S: Final = 600.0
 # A clip costs a second of CPU, a picture a fifteenth: so many posts take about a minute a round on two cores.
 POSTS: Final = {Modality.TEXT: 2000, Modality.IMAGE: 400, Modality.AUDIO: 160}
 
@@ -72,6 +75,14 @@ class Subject:
     poll: int
 
 
+@dataclass(slots=True)
+class Seen:
+    """What the rounds of the service saw. batch_s: what each step took. filled: what the batches held."""
+
+    batch_s: list[float] = field(default_factory=list)
+    filled: Counter[str] = field(default_factory=Counter)
+
+
 def encode(
     modality: Annotated[Kind, typer.Option(help="Which encoder.")] = Kind.text,
     shape: Annotated[
@@ -94,6 +105,14 @@ def encode(
             help="So many posts repeat an earlier one, and a Redis of its own caches.", min=0, max=0.99
         ),
     ] = 0.0,
+    processes: Annotated[
+        int,
+        typer.Option(
+            help="Processes of the service at once, on one device, each with a share of the load as if it "
+            "had partitions of its own: one alone is too slow for a GPU.",
+            min=1,
+        ),
+    ] = 1,
     rounds: Rounds = 3,
     device: OnDevice = Device.auto,
     as_json: AsJson = False,
@@ -102,8 +121,10 @@ def encode(
     slot = Modality[modality.upper()]
     if no_model and (slot is not Modality.TEXT or repost_share):
         raise typer.BadParameter("is for texts, without --repost-share", param_hint="--no-model")
+    if processes > 1 and (no_model or repost_share):
+        raise typer.BadParameter("goes with neither --no-model nor --repost-share", param_hint="--processes")
     model = ModelSettings(device=choose_device(device))
-    subject = _text(model, shape, _WithoutModel) if no_model else SUBJECTS[modality](model, shape)
+    subject = _subject(modality, shape, model, no_model)
     with ExitStack() as kept:
         folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="crowdtone-bench-")))
         media = MediaStore(MediaSettings(url=folder.as_uri()))
@@ -111,23 +132,25 @@ def encode(
         if slot is not Modality.TEXT:
             every = load.with_media(every, media, [slot])
         every = load.reposted(every, repost_share)
-        records = load.records(every)
-        polls = [records[start : start + subject.poll] for start in range(0, len(records), subject.poll)]
         inputs = [input_of(slot, media, post) for post in every]
-        batch_s: list[float] = []
-        filled: Counter[str] = Counter()
-        plain = _through(_step(subject.encoder, media, None), polls, len(every), batch_s, filled)
+        seen = Seen()
+        if processes == 1:
+            plain = _through(subject, media, None, load.records(every), seen)
+        else:
+            shares_of = [load.records(every[number::processes]) for number in range(processes)]
+            plain = kept.enter_context(_side_by_side(modality, shape, model, folder, shares_of, seen))
         figures: dict[str, object] = {
             "modality": modality.value,
             "shape": shape.value,
             "device": model.device,
             "threads": torch.get_num_threads(),
             "posts": len(every),
+            "processes": processes,
         }
         if repost_share:
             redis = kept.enter_context(heartbeat.connect(kept.enter_context(servers(stack.REDIS)).redis))
             cache = EmbeddingCache(redis, subject.encoder, ttl_s=CACHE_TTL_S)
-            caching = _through(_step(subject.encoder, media, cache), polls, len(every), [], Counter())
+            caching = _through(subject, media, cache, load.records(every), Seen())
 
             def with_cache() -> None:
                 redis.flushdb()  # what is known at the start of a round is known to nobody in life
@@ -160,11 +183,13 @@ def encode(
                 "bare_loop_posts_per_s": round(len(every) / alone.wall_s, 1),
                 "ratio_to_bare_loop": round(alone.wall_s / service.wall_s, 3),
                 "cpu_ratio_to_bare_loop": round(alone.cpu_s / service.cpu_s, 3),
-                **shares(filled),
                 **used,
             }
-        counted = batch_s[len(polls) :]  # without the round that warms up
-        figures |= {f"batch_ms_p{p}": round(1000 * float(np.percentile(counted, p)), 1) for p in (50, 95, 99)}
+    if not no_model and not repost_share:
+        figures |= shares(seen.filled)
+    figures |= {
+        f"batch_ms_p{p}": round(1000 * float(np.percentile(seen.batch_s, p)), 1) for p in (50, 95, 99)
+    }
     show("encode", figures, as_json)
 
 
@@ -197,24 +222,26 @@ class _Polls:
 
 
 def _through(
-    step: Step,
-    polls: Sequence[Sequence[Record]],
-    posts: int,
-    batch_s: list[float],
-    filled: Counter[str],
+    subject: Subject, media: MediaStore, cache: EmbeddingCache | None, records: Sequence[Record], seen: Seen
 ) -> Callable[[], None]:
-    """All polls through the service's loop; what the step took for each is put to `batch_s`, what the batches
-    held to `filled`."""
-
-    def timed(records: Sequence[Record], now: float) -> Result:
-        began = time.perf_counter()
-        result = step(records, now)
-        batch_s.append(time.perf_counter() - began)
-        return result
+    """All records through the service's loop; what was `seen` is added, but for the first time, that warms
+    up."""
+    polls = [records[start : start + subject.poll] for start in range(0, len(records), subject.poll)]
+    step = _step(subject.encoder, media, cache)
+    warm = False
 
     def service() -> None:
+        nonlocal warm
         kafka = _Polls(polls)
+        now = Seen()
         before = batches(generate_latest().decode())
+
+        def timed(records: Sequence[Record], at: float) -> Result:
+            began = time.perf_counter()
+            result = step(records, at)
+            now.batch_s.append(time.perf_counter() - began)
+            return result
+
         worker.run(
             "bench",
             kafka,
@@ -224,11 +251,81 @@ def _through(
             dead_letter_limit=1,
             turns=TURNS,
         )
-        filled.update(batches(generate_latest().decode()) - before)
-        if kafka.committed != posts:
-            raise AssertionError(f"{kafka.committed} posts of {posts} answered")
+        now.filled.update(batches(generate_latest().decode()) - before)
+        if kafka.committed != len(records):
+            raise AssertionError(f"{kafka.committed} posts of {len(records)} answered")
+        if warm:
+            seen.batch_s += now.batch_s
+            seen.filled.update(now.filled)
+        warm = True
 
     return service
+
+
+@contextmanager
+def _side_by_side(
+    modality: Kind,
+    shape: Shape,
+    model: ModelSettings,
+    folder: Path,
+    shares_of: Sequence[Sequence[Record]],
+    seen: Seen,
+) -> Iterator[Callable[[], None]]:
+    """Processes of the service, one for each share of the records: what is given lets all work theirs off
+    once. What they have `seen` is there at the end of `with`."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(len(shares_of) + 1)
+    # The tokenizer would take all cores in each of them.
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(shares_of)))
+    # Not among the arguments: a start waits until those are read, for which a process imports torch first.
+    given: multiprocessing.Queue[Sequence[Record]] = context.Queue()
+    told: multiprocessing.SimpleQueue[Seen] = context.SimpleQueue()
+    arguments = (modality, shape, model, folder, given, together, told)
+    started = [context.Process(target=_serve, args=arguments, daemon=True) for _ in shares_of]
+    for process, records in zip(started, shares_of, strict=True):
+        process.start()
+        given.put(records)
+
+    def work_off() -> None:
+        together.wait(PATIENCE_S)
+        together.wait(PATIENCE_S)
+
+    yield work_off
+    together.abort()
+    for _ in started:
+        own = told.get()
+        seen.batch_s += own.batch_s
+        seen.filled.update(own.filled)
+    for process in started:
+        process.join()
+
+
+def _serve(
+    modality: Kind,
+    shape: Shape,
+    model: ModelSettings,
+    folder: Path,
+    given: multiprocessing.Queue[Sequence[Record]],
+    together: Barrier,
+    told: multiprocessing.SimpleQueue[Seen],
+) -> None:
+    seen = Seen()
+    try:
+        subject = _subject(modality, shape, model)
+        service = _through(subject, MediaStore(MediaSettings(url=folder.as_uri())), None, given.get(), seen)
+        with suppress(BrokenBarrierError):
+            while True:
+                together.wait(PATIENCE_S)
+                service()
+                together.wait(PATIENCE_S)
+    except BaseException:
+        together.abort()  # nobody waits for this one
+        raise
+    told.put(seen)
+
+
+def _subject(modality: Kind, shape: Shape, model: ModelSettings, no_model: bool = False) -> Subject:
+    return _text(model, shape, _WithoutModel) if no_model else SUBJECTS[modality](model, shape)
 
 
 class _WithoutModel(TextEncoder):
@@ -295,8 +392,8 @@ def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
         type_vocab_size=1,
     )
     torch.manual_seed(0)
-    network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
-
+    with torch.device(model.device):  # a GPU draws them in no time
+        network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
     return E5(
         network,
         fast_tokenize(tokenizer, max_tokens),
@@ -316,10 +413,13 @@ def _image(model: ModelSettings, shape: Shape) -> Subject:
         pictures = list(encoder.prepare(inputs))
         return lambda: encoder.forward(pictures)
 
-    return Subject(encoder, bare, settings.max_poll_records)
+    return Subject(encoder, bare, settings.posts_of_poll(model.device))
 
 
 def _audio(model: ModelSettings, shape: Shape) -> Subject:
+    from services.audio_encoder.encoder import AudioEncoder  # PyAV and more, for those who want sounds
+    from services.audio_encoder.settings import AudioEncoderSettings
+
     settings, text = AudioEncoderSettings(), TextModelSettings()
     encoder = AudioEncoder.load(model, settings, text)
 

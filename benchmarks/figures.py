@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -50,15 +51,17 @@ def in_turn(rounds: int, *works: Callable[[], object]) -> list[float]:
 def in_turn_by(rounds: int, *works: tuple[Callable[[], object], int]) -> list[Taken]:
     """What each work takes, done by a process (its id) with its children.
 
-    After one round that is not counted; in turn, so that drift hits all.
+    After one round that is not counted; in turn, so that drift hits all. Standard error tells of each round.
     """
     rows: list[list[Taken]] = [[] for _ in works]
     for counted in range(rounds + 1):
         for (work, pid), taken in zip(works, rows, strict=True):
             began, cpu_began = time.perf_counter(), cpu_s(pid)
             work()
-            if counted:
-                taken.append(Taken(time.perf_counter() - began, cpu_s(pid) - cpu_began))
+            taken.append(Taken(time.perf_counter() - began, cpu_s(pid) - cpu_began))
+        took = ", ".join(f"{taken[-1].wall_s:.2f} s" for taken in rows)
+        print(f"{f'round {counted} of {rounds}' if counted else 'warmed up'}: {took}", file=sys.stderr)
+    rows = [taken[1:] for taken in rows]
     return [
         Taken(
             statistics.median(each.wall_s for each in taken), statistics.median(each.cpu_s for each in taken)

@@ -79,7 +79,8 @@ def copied(tensor: Tensor) -> Callable[[], npt.NDArray[np.float32]]:
         return tensor.numpy
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    # Blocking: else whoever waits keeps a core busy asking, and the tokenizer wants it.
+    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     done.record()
 
     def wait() -> npt.NDArray[np.float32]:

@@ -117,7 +117,8 @@ class ModelSettings(Settings):
     device: str = Field("auto", description="auto | cpu | cuda, for every model of the process")
     threads: int = Field(0, ge=0, description="CPU threads of a model; 0 for one per core")
     compile: bool = Field(
-        False, description="compile the text model at start: minutes, and only worth it on a GPU"
+        False,
+        description="compile the text model at start, on a GPU: half a minute, for a tenth more texts/s",
     )
     cache_dir: Path = Field(Path("~/.cache/crowdtone"), description="where converted weights are kept")
 

@@ -116,14 +116,29 @@ def run(
 
 
 def on_sigterm() -> Callable[[], bool]:
-    """Turns SIGTERM and SIGINT into a question: has one come?"""
+    """Turns SIGTERM and SIGINT into a question: has one come?
+
+    It is answered though the main thread is stuck in a model or a library, where Python runs no handler: the
+    interpreter writes the signal's number to a pipe at once, which a thread of its own reads.
+    """
     event = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def note(number: int, frame: object) -> None:
         event.set()
 
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
+    for number in numbers:
+        signal.signal(number, note)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        while os.read(reading, 1)[0] not in numbers:
+            pass
+        event.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
     return event.is_set
 
 

@@ -6,6 +6,7 @@ from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from shared import topics, worker
 from shared.canary import Canary
+from shared.device import choose_device
 from shared.encoding import TURNS, encode_step
 from shared.media import MediaStore
 from shared.service import embedding_cache, serve
@@ -17,12 +18,12 @@ SERVICE = "image_encoder"
 def run() -> None:
     stopped = worker.on_sigterm()
     settings = ImageEncoderSettings()
-    encoder = ImageEncoder.load(ModelSettings(), settings)
+    model = ModelSettings()
+    encoder = ImageEncoder.load(model, settings)
     cache = embedding_cache(encoder, settings)
     step = encode_step(SERVICE, encoder, MediaStore(MediaSettings()), canary=Canary(encoder), cache=cache)
-    serve(
-        SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=settings.max_poll_records, turns=TURNS
-    )
+    posts = settings.posts_of_poll(choose_device(model.device))
+    serve(SERVICE, topics.POSTS, step, stopped=stopped, max_poll_records=posts, turns=TURNS)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from services.image_encoder.pictures import MIN_SIDE, ORIENTATION_TAG
 
 log = logging.getLogger(__name__)
 
-PIXELS_AT_ONCE: Final = 64_000_000
-"""Decoded in memory at once: 200 MB, and one picture more."""
+PIXELS_AT_ONCE: Final = 128_000_000
+"""Decoded in memory at once: 400 MB, and one picture more."""
 
 # EXIF orientation -> (quarter turns to the left, whether to mirror left and right first).
 _UPRIGHT: Final = {
@@ -86,11 +86,21 @@ def _decode(
         _decode(contents, group[:middle], found, side, device)
         _decode(contents, group[middle:], found, side, device)
         return
-    for (i, orientation), picture in zip(group, pictures, strict=True):
-        squeezed = functional.interpolate(
-            picture[None].float(), (side, side), mode="bicubic", antialias=True
-        )[0]
-        turns, mirrored = _UPRIGHT.get(orientation, (0, False))
-        if mirrored:
-            squeezed = squeezed.flip(2)
-        found[i] = torch.rot90(squeezed, turns, (1, 2)).round().clamp(0, 255).to(torch.uint8)
+    squeezed = [
+        _upright(
+            functional.interpolate(picture[None].float(), (side, side), mode="bicubic", antialias=True)[0],
+            orientation,
+        )
+        for (_, orientation), picture in zip(group, pictures, strict=True)
+    ]
+    # All together: each thing a GPU is told to do costs some microseconds.
+    together = torch.stack(squeezed).round_().clamp_(0, 255).to(torch.uint8)
+    for (i, _), picture in zip(group, together, strict=True):
+        found[i] = picture
+
+
+def _upright(picture: Tensor, orientation: int) -> Tensor:
+    turns, mirrored = _UPRIGHT.get(orientation, (0, False))
+    if mirrored:
+        picture = picture.flip(2)
+    return torch.rot90(picture, turns, (1, 2)) if turns else picture

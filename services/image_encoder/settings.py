@@ -18,9 +18,11 @@ class ImageEncoderSettings(Settings):
     max_batch_pixels: int = Field(
         0,
         ge=0,
-        description="pixels a batch of the model may hold; 0: 2 pictures of 224x224 on a CPU, 16 on a GPU",
+        description="pixels a batch of the model may hold; 0: 2 pictures of 224x224 on a CPU, 64 on a GPU",
     )
-    max_poll_records: int = Field(128, ge=1, description="posts of one step at most")
+    max_poll_records: int = Field(
+        0, ge=0, description="posts of one step at most; 0: 128 on a CPU, 512 on a GPU"
+    )
     decoders: int = Field(1, ge=1, description="processes that decode, each of them 40 MB at rest")
     decode_memory_bytes: int = Field(
         1024 * 1024 * 1024,
@@ -35,4 +37,7 @@ class ImageEncoderSettings(Settings):
     )
 
     def pixel_budget(self, device: str) -> int:
-        return self.max_batch_pixels or (16 if device == "cuda" else 2) * 224 * 224
+        return self.max_batch_pixels or (64 if device == "cuda" else 2) * 224 * 224
+
+    def posts_of_poll(self, device: str) -> int:
+        return self.max_poll_records or (512 if device == "cuda" else 128)

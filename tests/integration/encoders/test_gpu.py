@@ -19,7 +19,7 @@ from services.audio_encoder.whisper import Whisper
 from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import TextEncoder
-from shared.e5 import E5
+from shared.e5 import E5, Bert, BertConfig, Reading
 from shared.encoding import NO_SPEECH, Encoder, Input
 from shared.messages import Modality
 from shared.settings import ModelSettings, TextModelSettings
@@ -40,6 +40,46 @@ def least_cosine(one: Encoder, other: Encoder, inputs: list[Input], slot: Modali
         a, b = a.astype(np.float64), b.astype(np.float64)
         cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
     return min(cosines)
+
+
+def test_texts_of_any_lengths_are_one_batch() -> None:
+    """Random weights: it needs no model but the shape of one."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=1_000,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=128,
+        type_vocab_size=1,
+    )
+
+    def random() -> E5:
+        torch.manual_seed(0)
+        return E5(
+            Bert(config, torch.randn(1_000, 64)),
+            lambda texts: [[1] for _ in texts],
+            dimension=64,
+            pad_id=0,
+            prefix="",
+            max_tokens=128,
+            model_version="random@0",
+        ).eval()
+
+    rng = np.random.default_rng(0)
+    readings = [
+        Reading(rng.integers(1, 1_000, length).tolist(), np.zeros(0, np.float32))
+        for length in [1, 128, 7, 7, *rng.integers(1, 128, 300)]
+    ]
+    cpu, gpu = random(), random().to("cuda", torch.float16)
+    assert gpu.packs
+    assert gpu.taken([len(reading.ids) for reading in readings]) == sum(len(one.ids) for one in readings)
+    expected, found = cpu.vectors(readings), gpu.vectors(readings)
+    assert (expected * found).sum(1).min() > LEAST_COSINE
+    alone = np.concatenate([gpu.vectors([reading]) for reading in readings[:5]])
+    assert (alone * found[:5]).sum(1).min() > LEAST_COSINE
+    np.testing.assert_array_equal(found, gpu.vectors(readings))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

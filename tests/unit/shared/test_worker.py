@@ -303,6 +303,7 @@ def test_a_signal_is_noted_and_the_turn_is_finished() -> None:
         assert source.committed == {PLACE: 2}
         assert len(sink.written) == 2
     finally:
+        signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
 
