@@ -424,6 +424,8 @@ def _audio(model: ModelSettings, shape: Shape) -> Subject:
     encoder = AudioEncoder.load(model, settings, text)
 
     def bare(inputs: Sequence[Input]) -> Callable[[], object]:
+        """Of decoded clips all that the device computes but the vectors of their transcripts: who speaks,
+        prosody, log-mel, Whisper with the clips that are heard again; and to read what it wrote."""
         clips = list(encoder.prepare(inputs))
         return lambda: encoder.forward(clips)
 

@@ -107,7 +107,11 @@ class AudioEncoder:
             max_bytes=4 * int(audio.max_audio_s * SAMPLE_RATE_HZ),
         )
         return cls(
-            Whisper.load(model.cache_dir, device=device),
+            Whisper.load(
+                model.cache_dir,
+                device=device,
+                recorded_frames=audio.frame_budget(device) if device == "cuda" and audio.cuda_graphs else 0,
+            ),
             Silero.load(device),
             E5.load(
                 text.model,
@@ -196,7 +200,7 @@ class AudioEncoder:
             left -= parts[-1].size
         if not parts:
             return error
-        waveform = torch.from_numpy(np.concatenate(parts))
+        waveform = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
         if self._device != "cpu":
             # From here, where many do it side by side; a page-locked copy needs no waiting.
             waveform = waveform.pin_memory().to(self._device, non_blocking=True)

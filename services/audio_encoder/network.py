@@ -8,11 +8,12 @@ Source: Radford et al. 2022 (Whisper), section 2.2; Vaswani et al. 2017, section
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,8 +23,11 @@ from torch.nn import functional
 from services.audio_encoder import model_bin
 from shared.device import copied
 
-LOOK_TOKENS: Final = 8
-"""Tokens written between two looks whether all clips have ended: a look waits for the device."""
+LOOK_TURNS: Final = 8
+"""Tokens read between two looks whether all clips have ended: a look waits for the device."""
+
+RECORDED_SHARES: Final = (1, 4, 16)
+"""Of the largest batch: these are the sizes that launches are recorded for; a batch has the next larger."""
 
 PROMPT_TOKENS: Final = 4  # start, language, task, no timestamps
 POSITION_STEP: Final = 16  # places of a cache come in such steps: few shapes, and whole tiles
@@ -120,6 +124,7 @@ class WhisperNetwork:
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._device, self._dtype = device, dtype
         self._lock = threading.Lock()
+        self._texts: list[_Text] = []
         self._tokens = tokens
 
         def tensor(name: str) -> Tensor:
@@ -176,7 +181,8 @@ class WhisperNetwork:
         x = features.to(self._dtype)
         x = functional.gelu(functional.conv1d(x, self._conv1.weight, self._conv1.bias, padding=1))
         x = functional.gelu(functional.conv1d(x, self._conv2.weight, self._conv2.bias, stride=2, padding=1))
-        x = x.transpose(1, 2) + self._encoder_positions[: x.shape[2]]
+        # In one piece, or every layer would have to make it so.
+        x = (x.transpose(1, 2) + self._encoder_positions[: x.shape[2]]).contiguous()
         batch, states, width = x.shape
         for layer in self._encoder_layers:
             q, k, v = layer.qkv(layer.norm(x)).view(batch, states, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
@@ -194,67 +200,130 @@ class WhisperNetwork:
         states: (B, T, D). wanted: (B,) bool, on the device; of others nothing is written.
         language: from (B,) ids of the likeliest languages and (B,) their probabilities to (B,) ids.
         """
+        rows, length, _ = states.shape
         with self._lock:
-            text = _Text(self, states, wanted, max_tokens)
+            text = self._recorded(rows, length, max_tokens) or _Text(self, rows, length, max_tokens)
+            text.begin(states, wanted)
             text.turn()
             chances = text.logits[:, self._languages].float().softmax(1)
-            probability, best = chances.max(1)
+            probability, best = (part[:rows] for part in chances.max(1))
             languages = language(self._languages[best], probability)
-            no_speech = text.logits.float().softmax(1)[:, self._tokens.no_speech]
-            text.token.copy_(languages)
-            for written in range(PROMPT_TOKENS - 2 + max_tokens):
-                # The first look is a guess at what the shortest clips say.
-                if written % LOOK_TOKENS == LOOK_TOKENS - 1 and bool(text.ended.all()):
+            no_speech = text.logits[:rows].float().softmax(1)[:, self._tokens.no_speech]
+            text.token[:rows] = languages
+            for turn in range(1, PROMPT_TOKENS - 1 + max_tokens):
+                if turn % LOOK_TURNS == 0 and bool(text.ended.all()):
                     break
                 text.turn()
-            numbers = torch.stack(
-                [text.score / text.length, no_speech, text.length.float(), (languages * wanted).float()]
-            )
-            wait = copied(torch.cat([numbers, text.ids[:, PROMPT_TOKENS - 1 :].T.float()]).T.contiguous())
+            score, tokens, ids = (part[:rows] for part in (text.score, text.length, text.ids))
+            numbers = [score / tokens, no_speech, tokens.float(), (languages * wanted).float()]
+            words = ids[:, PROMPT_TOKENS - 1 :].float()
+            wait = copied(torch.cat([torch.stack(numbers, 1), words], 1))
 
         def waited() -> list[Written]:
-            rows = wait().tolist()
             return [
                 Written([int(i) for i in ids[: int(length)]], score, silent, int(language))
-                for score, silent, length, language, *ids in rows
+                for score, silent, length, language, *ids in wait().tolist()
             ]
 
         return waited
+
+    @torch.inference_mode()
+    def record(self, shapes: Iterable[tuple[int, int, int]]) -> None:
+        """Record the launches of a turn on a GPU, for batches of at most so many clips of so many states, of
+        which so many tokens are written at most: one call then does what a hundred did, and the interpreter
+        is free for whoever decodes the next clips.
+
+        Raises what CUDA does when it cannot be done.
+        """
+        shapes = list(shapes)
+        layers, width = len(self._decoder_layers), self._embedding.shape[1]
+        # One batch is written at a time, so they share the memory of the largest part of it.
+        most = max(rows * length for rows, length, _ in shapes)
+        sound = torch.zeros(most * layers * 2 * width, dtype=self._dtype, device=self._device)
+        pool = torch.cuda.graph_pool_handle()
+        for most_rows, length, max_tokens in shapes:
+            for rows in sorted({-(-most_rows // share) for share in RECORDED_SHARES}):
+                text = _Text(self, rows, length, max_tokens, sound)
+                text.record(pool)
+                self._texts.append(text)
+
+    def _recorded(self, rows: int, length: int, max_tokens: int) -> _Text | None:
+        """The smallest recorded that these fit in."""
+        fitting = (
+            text
+            for text in self._texts
+            if text.rows >= rows and (text.sound_length, text.max_tokens) == (length, max_tokens)
+        )
+        return min(fitting, key=lambda text: text.rows, default=None)
 
 
 class _Text:
     """What is being written of a batch: everything a turn reads and writes, in place.
 
     token: (B,) the one read next. position: (1,) its place. logits: (B, V) of the last turn.
-    ids: (B, max_tokens) written so far. length, score, ended: (B,) of each.
+    ids: (B, places) written so far. length, score, ended: (B,) of each.
     """
 
-    def __init__(self, network: WhisperNetwork, states: Tensor, wanted: Tensor, max_tokens: int) -> None:
+    def __init__(
+        self,
+        network: WhisperNetwork,
+        rows: int,
+        sound_length: int,
+        max_tokens: int,
+        sound: Tensor | None = None,
+    ) -> None:
+        """sound: memory for the keys and values of the sound, at least what they take."""
         self._network = network
-        device, dtype = network._device, network._dtype
-        rows, heads = states.shape[0], network._heads
-        width = states.shape[2] // heads
+        self.rows, self.sound_length, self.max_tokens = rows, sound_length, max_tokens
+        device, dtype, heads = network._device, network._dtype, network._heads
+        vocabulary, width = network._embedding.shape
         places = -(-(PROMPT_TOKENS + max_tokens) // POSITION_STEP) * POSITION_STEP
         layers = len(network._decoder_layers)
-        tokens = network._tokens
-        self.token = torch.full((rows,), tokens.start, device=device)
+        self.token = torch.zeros(rows, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.logits = torch.empty(rows, network._embedding.shape[0], dtype=dtype, device=device)
-        self.ids = torch.zeros(rows, max_tokens + PROMPT_TOKENS, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(rows, vocabulary, dtype=dtype, device=device)
+        self.ids = torch.zeros(rows, places, dtype=torch.int64, device=device)
         self.length = torch.zeros(rows, dtype=torch.int64, device=device)
         self.score = torch.zeros(rows, device=device)
-        self.ended = ~wanted
+        self.ended = torch.ones(rows, dtype=torch.bool, device=device)
         self._places = torch.arange(places, device=device)
         # Keys and values: of what was written, and of the sound, which are computed once.
-        self._own = torch.zeros(layers, 2, rows, heads, places, width, dtype=dtype, device=device)
-        self._sound = [
-            layer.cross_kv(states).view(rows, -1, 2, heads, width).permute(2, 0, 3, 1, 4)
-            for layer in network._decoder_layers
-            if layer.cross_kv is not None
-        ]
+        self._own = torch.zeros(layers, 2, rows, heads, places, width // heads, dtype=dtype, device=device)
+        if sound is None:
+            sound = torch.zeros(layers * rows * sound_length * 2 * width, dtype=dtype, device=device)
+        shape = (layers, rows, sound_length, 2, heads, width // heads)
+        self._sound = sound[: math.prod(shape)].view(shape)
+        self._replay: Callable[[], None] | None = None
+
+    def begin(self, states: Tensor, wanted: Tensor) -> None:
+        rows = len(states)
+        for layer, sound in zip(self._network._decoder_layers, self._sound, strict=True):
+            assert layer.cross_kv is not None
+            sound[:rows] = layer.cross_kv(states).view(sound[:rows].shape)
+        self.token.fill_(self._network._tokens.start)
+        for buffer in (self.position, self.ids, self.length, self.score):
+            buffer.zero_()
+        self.ended.fill_(True)
+        self.ended[:rows] = ~wanted
+
+    def record(self, pool: Any) -> None:
+        """From here on a turn is one launch."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self._turn()  # what libraries choose and keep at their first call, they do here
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._turn()
+        self._replay = graph.replay
 
     def turn(self) -> None:
         """Read the token, write the next; the prompt's are given. Waits for nothing."""
+        (self._replay or self._turn)()
+
+    def _turn(self) -> None:
         net, tokens = self._network, self._network._tokens
         torch.matmul(self._state(), net._embedding.T, out=self.logits)
         first = PROMPT_TOKENS - 1  # the place that the first word follows
@@ -264,7 +333,7 @@ class _Text:
         chance = allowed.gather(1, best[:, None])[:, 0] - allowed.logsumexp(1)
         ended = best == tokens.end
         writes = ~self.ended & (self.position >= first)
-        self.score += chance * writes
+        self.score += torch.where(writes, chance, 0.0)
         self.ids.index_copy_(1, self.position, best[:, None])
         self.length += writes & ~ended
         self.ended |= writes & ended
@@ -278,16 +347,17 @@ class _Text:
         rows, heads = self.token.shape[0], net._heads
         x = net._embedding[self.token] + net._decoder_positions.index_select(0, self.position)
         seen = (self._places <= self.position)[None, None, None, :]
-        for layer, own, (keys, values) in zip(net._decoder_layers, self._own, self._sound, strict=True):
+        for layer, own, sound in zip(net._decoder_layers, self._own, self._sound, strict=True):
             qkv = layer.qkv(layer.norm(x)).view(rows, 3, heads, 1, -1)
             own.index_copy_(3, self.position, qkv[:, 1:].transpose(0, 1))
             mixed = functional.scaled_dot_product_attention(qkv[:, 0], own[0], own[1], attn_mask=seen)
-            x = x + layer.out(mixed.view(rows, -1))
+            x = x + layer.out(mixed.reshape(rows, -1))
             assert layer.cross_norm is not None
             assert layer.cross_q is not None
             assert layer.cross_out is not None
             q = layer.cross_q(layer.cross_norm(x)).view(rows, heads, 1, -1)
+            keys, values = sound.permute(2, 0, 3, 1, 4)
             mixed = functional.scaled_dot_product_attention(q, keys, values)
-            x = x + layer.cross_out(mixed.view(rows, -1))
+            x = x + layer.cross_out(mixed.reshape(rows, -1))
             x = x + layer.outer(functional.gelu(layer.inner(layer.inner_norm(x))))
         return net._decoder_norm(x)

@@ -23,7 +23,11 @@ class AudioEncoderSettings(Settings):
         description="10 ms frames a batch may hold, padding counted; 0: 2,000 on a CPU, 128,000 on a GPU",
     )
     max_poll_records: int = Field(
-        0, ge=0, description="posts of one step at most; 0: 32 on a CPU, 512 on a GPU"
+        0, ge=0, description="posts of one step at most; 0: 32 on a CPU, 384 on a GPU"
+    )
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU: write words by recorded launches; a start that cannot record them fails",
     )
     decoders: int = Field(
         0,
@@ -43,7 +47,8 @@ class AudioEncoderSettings(Settings):
         return self.max_batch_frames or (128_000 if device == "cuda" else 2_000)
 
     def posts_of_poll(self, device: str) -> int:
-        return self.max_poll_records or (512 if device == "cuda" else 32)
+        # Three full batches of clips of 4 to 9 s, whose WAVs are just under `shared.encoding.MEDIA_BYTES`.
+        return self.max_poll_records or (384 if device == "cuda" else 32)
 
     def decoders_for(self, device: str) -> int:
         """A clip takes a CPU a second of computing and next to none of decoding; a GPU is always waiting."""

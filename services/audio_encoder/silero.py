@@ -9,8 +9,9 @@ Source: github.com/snakers4/silero-vad, MIT; the shapes are those of the package
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ _PREFIX_CONV: Final = "encoder.conv_layers"
 
 
 class Silero:
-    """The model on its device, in float32. Any threads may be in it."""
+    """The model on its device, in float32. Any threads may be in it; on a GPU one at a time."""
 
     def __init__(self, weights: Mapping[str, npt.NDArray[np.float32]], device: str) -> None:
         def tensor(name: str) -> Tensor:
@@ -88,7 +89,7 @@ class Silero:
         padded.scatter_(1, tail, 0.0)
         heard = padded.unfold(1, CONTEXT_SAMPLES + PIECE_SAMPLES, PIECE_SAMPLES)[:, :pieces]
         x = functional.pad(heard.flatten(0, 1)[:, None], (_BASIS_SAMPLES // 2,) * 2, mode="reflect")
-        with _whole_floats():
+        with _whole_floats(x.device):
             # The first frame is left out, as in the graph.
             parts = functional.conv1d(x, self._basis, stride=_BASIS_STEP)[..., 1:]
             x = (parts[:, :_BINS].square() + parts[:, _BINS:].square()).sqrt()
@@ -99,14 +100,17 @@ class Silero:
         return torch.sigmoid(functional.relu(x) @ weight + bias)
 
 
-def _whole_floats() -> Any:
+def _whole_floats(device: torch.device) -> AbstractContextManager[None]:
     """Convolutions and LSTMs of a GPU in float32, not in its 19 bits: a verdict hangs on a threshold."""
-    return torch.backends.cudnn.flags(
+    if device.type == "cpu":
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled,
         benchmark=torch.backends.cudnn.benchmark,
         deterministic=torch.backends.cudnn.deterministic,
         allow_tf32=False,
     )
+    return flags
 
 
 def _gates(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

