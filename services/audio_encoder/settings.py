@@ -26,8 +26,9 @@ class AudioEncoderSettings(Settings):
         0, ge=0, description="posts of one step at most; 0: 32 on a CPU, 384 on a GPU"
     )
     cuda_graphs: bool = Field(
-        True,
-        description="on a GPU: write words by recorded launches; a start that cannot record them fails",
+        False,
+        description="on a GPU: write words by recorded launches, not tried on one yet; a start that cannot "
+        "record them fails",
     )
     decoders: int = Field(
         0,
