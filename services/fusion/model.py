@@ -41,6 +41,8 @@ MAX_SLOTS = 8  # 2**slots passes explain a verdict
 
 _MAX_ROWS = 16_384  # rows through the network at once: bounds memory, costs no speed
 
+_BLOCK = 512  # vectors in one product: they stay in the cache
+
 Doubles = npt.NDArray[np.float64]
 
 
@@ -600,59 +602,65 @@ class FusionModel:
     @torch.inference_mode()
     def _judge(self, posts: Sequence[Mapping[Any, npt.NDArray[Any]]], keys: Sequence[object]) -> Opinion:
         """keys: of each slot, what a post has its vector under."""
-        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for row, post in enumerate(posts):
-            alike[tuple(post)].append(row)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for given, rows in alike.items():
-            groups[tuple(column for column, key in enumerate(keys) if key in given)] += rows
         count = len(posts)
         probabilities = np.tile(self._prior, (count, 1))
         emotions = np.tile(self._prior_emotions, (count, 1))
         contributions = np.zeros((count, len(self.slots)))
         explained = self._explained(probabilities, probabilities)
         prior = explained.copy()
-        groups.pop((), None)
-        for columns, all_rows in groups.items():
-            step = max(1, _MAX_ROWS >> len(columns))
-            for start in range(0, len(all_rows), step):
-                rows = all_rows[start : start + step]
-                vectors = [
-                    self._stack(self.slots[column], [posts[row][keys[column]] for row in rows])
-                    for column in columns
-                ]
-                p, emotions[rows], shares, prior[rows] = self._judge_group(vectors, columns)
-                probabilities[rows] = p
-                explained[rows] = self._explained(p, p)
-                contributions[np.ix_(rows, columns)] = shares
+        for start in range(0, count, _MAX_ROWS):
+            groups = _alike(posts[start : start + _MAX_ROWS], keys, start)
+            # One product for all vectors of a slot; its tokens lie in the order of the groups.
+            tokens = [
+                self._tokens(
+                    column,
+                    [
+                        posts[row][keys[column]]
+                        for columns, rows in groups.items()
+                        if column in columns
+                        for row in rows
+                    ],
+                )
+                for column in range(len(self.slots))
+            ]
+            taken = [0] * len(self.slots)
+            for columns, all_rows in groups.items():
+                step = max(1, _MAX_ROWS >> len(columns))
+                for first in range(0, len(all_rows), step):
+                    rows = np.array(all_rows[first : first + step])
+                    some = []
+                    for column in columns:
+                        some.append(tokens[column][taken[column] : taken[column] + len(rows)])
+                        taken[column] += len(rows)
+                    p, emotions[rows], shares, prior[rows] = self._judge_group(torch.stack(some, 1), columns)
+                    probabilities[rows] = p
+                    explained[rows] = self._explained(p, p)
+                    contributions[rows[:, None], columns] = shares
         return Opinion(probabilities, emotions, contributions, explained, prior)
 
-    def _stack(self, slot: str, vectors: list[npt.NDArray[Any]]) -> Tensor:
-        stacked = np.array(vectors)
-        if stacked.shape[1:] != (self.config.slots[slot],):
-            raise ValueError(
-                f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
-            )
-        return torch.from_numpy(stacked).to(self._device)
+    def _tokens(self, column: int, vectors: Sequence[npt.NDArray[Any]]) -> Tensor:
+        """(N, d) tokens of vectors of one slot."""
+        slot = self.slots[column]
+        tokens = []
+        for start in range(0, len(vectors), _BLOCK):
+            stacked = np.array(vectors[start : start + _BLOCK])
+            if stacked.shape[1:] != (self.config.slots[slot],):
+                raise ValueError(
+                    f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
+                )
+            tokens.append(self.network.token(column, slot, torch.from_numpy(stacked).to(self._device)))
+        return torch.cat(tokens) if tokens else torch.empty(0)
 
     def _judge_group(
-        self, vectors: Sequence[Tensor], columns: Sequence[int]
+        self, tokens: Tensor, columns: Sequence[int]
     ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-        """Posts that all have the slots `columns`: probabilities, emotions, (N, slots present) Shapley
-        values, priors.
+        """Posts that all have the slots `columns`, by their tokens (N, k, d): probabilities, emotions,
+        (N, k) Shapley values, priors.
 
         Source: Shapley 1953. With at most 4 slots the 16 subsets are all evaluated: nothing is sampled.
         """
-        subsets, weights = self._subsets[
-            len(columns)
-        ]  # (S, k) bool, (S, k): the empty one first, the whole last
-        tokens = torch.stack(
-            [
-                self.network.token(column, self.slots[column], some)
-                for column, some in zip(columns, vectors, strict=True)
-            ],
-            1,
-        )
+        # (S, k) bool, (S, k): the empty one first, the whole last.
+        subsets, weights = self._subsets[len(columns)]
         some = torch.from_numpy(subsets[1:]).to(self._device)
         logits, feelings = self.network.of_subsets(tokens, columns, some)
         codes = subsets[1:] @ (1 << np.array(columns))
@@ -680,6 +688,20 @@ class FusionModel:
         if self.config.classes == SENTIMENTS:
             return probabilities[:, 2] - probabilities[:, 0]
         return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
+
+
+def _alike(
+    posts: Sequence[Mapping[Any, npt.NDArray[Any]]], keys: Sequence[object], first: int
+) -> dict[tuple[int, ...], list[int]]:
+    """The rows of the posts, counted from `first`, by the slots they have; those with none are left out."""
+    by_keys: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for row, post in enumerate(posts, first):
+        by_keys[tuple(post)].append(row)
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for given, rows in by_keys.items():
+        groups[tuple(column for column, key in enumerate(keys) if key in given)] += rows
+    groups.pop((), None)
+    return groups
 
 
 def _subsets(count: int) -> tuple[npt.NDArray[np.bool_], Doubles]:
