@@ -21,9 +21,7 @@ from shared import cloudevents, topics
 from shared.errors import InvalidMessage
 from shared.messages import (
     Alert,
-    Answer,
     EmbeddingBatch,
-    EmbeddingEntry,
     Media,
     Modality,
     Output,
@@ -192,25 +190,23 @@ def encode_embeddings(
 
     id: the same for the same input records, so that a replayed batch can be recognised.
     """
-    rows = [entry.answer.vector for entry in batch.entries if entry.answer.vector is not None]
-    matrix = np.stack(rows).astype("<f2") if rows else np.empty((0, batch.dimension), "<f2")
-    if matrix.shape != (len(rows), batch.dimension):
-        raise ValueError(f"vectors of shape {matrix.shape}, not ({len(rows)}, {batch.dimension})")
     message = pb.EmbeddingBatch(
         modality=pb.Modality.ValueType(batch.modality),
         model_version=batch.model_version,
         dimension=batch.dimension,
         entries=[
             pb.EmbeddingEntry(
-                post=entry.wire or post_to_proto(entry.post).SerializeToString(),
-                absent_reason=entry.answer.absent_reason,
-                transcript=entry.answer.transcript,
+                post=wire or post_to_proto(post).SerializeToString(),
+                absent_reason=absent_reason,
+                transcript=transcript,
             )
-            for entry in batch.entries
+            for post, absent_reason, transcript, wire in zip(
+                batch.posts, batch.absent_reasons, batch.transcripts, batch.wires, strict=True
+            )
         ],
-        vectors=matrix.tobytes(),
+        vectors=batch.vectors.astype("<f2", copy=False).tobytes(),
     )
-    first_trace = batch.entries[0].post.traceparent if batch.entries else ""
+    first_trace = batch.posts[0].traceparent if batch.posts else ""
     return Output(
         topic=topics.EMBEDDINGS.name,
         key=None,
@@ -240,22 +236,26 @@ def decode_embeddings(value: bytes, known: Mapping[bytes, Post] = MappingProxyTy
     if not 0 < dimension <= MAX_DIMENSION:
         raise InvalidMessage(f"dimension {dimension} is not in 1..{MAX_DIMENSION}")
     answered = list(message.entries)
-    rows = len(answered) - sum(1 for entry in answered if entry.absent_reason)
+    absent_reasons = [entry.absent_reason for entry in answered]
+    rows = absent_reasons.count("")
     vectors = message.vectors
     if len(vectors) != rows * dimension * 2:
         raise InvalidMessage(f"{len(vectors)} bytes of vectors for {rows} rows of {dimension} float16 values")
     bits = np.frombuffer(vectors, "<u2")
     if bits.size and (bits & _FLOAT16_EXPONENT).max() == _FLOAT16_EXPONENT:
         raise InvalidMessage("vectors hold NaN or infinity")
-    row = iter(bits.view("<f2").reshape(rows, dimension))
-    entries = []
     scratch = pb.Post()
-    for entry in answered:
-        wire, absent_reason = entry.post, entry.absent_reason
-        post = known.get(wire) or decode_post(wire, scratch)
-        answer = Answer(None if absent_reason else next(row), absent_reason, entry.transcript)
-        entries.append(EmbeddingEntry(post, answer, wire))
-    return EmbeddingBatch(modality, message.model_version, dimension, tuple(entries))
+    wires = [entry.post for entry in answered]
+    return EmbeddingBatch(
+        modality,
+        message.model_version,
+        dimension,
+        [known.get(wire) or decode_post(wire, scratch) for wire in wires],
+        absent_reasons,
+        [entry.transcript for entry in answered],
+        bits.view("<f2").reshape(rows, dimension),
+        wires,
+    )
 
 
 def encode_sentiments(sentiments: Iterable[PostSentiment]) -> list[Output]:

@@ -28,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.fusion.verdicts import Verdicts
 from shared.device import choose_device
-from shared.messages import Label, Modality, ModalityWeight, Vector, Verdict
+from shared.messages import Label, Modality, Vector
 from shared.weights import sha256_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -38,6 +39,8 @@ EMOTIONS = ("anger", "joy", "sadness", "fear", "surprise", "disgust", "neutral")
 STRATEGIES = ("concat", "weighted", "attention", "tensor")
 HEADS = ("mlp", "svm", "cnn", "rnn")
 MAX_SLOTS = 8  # 2**slots passes explain a verdict
+
+_LABELS = (Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE)  # of SENTIMENTS
 
 _MAX_ROWS = 16_384  # rows through the network at once: bounds memory, costs no speed
 
@@ -549,7 +552,7 @@ class FusionModel:
         }
         return cls(network, version, choose_device(device), encoders)
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
         """A verdict per post from the vectors it has; UNSCORED for a post with none that this model knows.
 
         Raises ValueError for a vector of another length than the model's, or a model of other classes.
@@ -559,37 +562,32 @@ class FusionModel:
         by_slot = {modality.name.lower(): modality for modality in self.dimensions}
         keys = [by_slot.get(slot) for slot in self.slots]
         opinion = self._judge(posts, keys)
+        labels = list(map(_LABELS.__getitem__, opinion.probabilities.argmax(1).tolist()))
+        probabilities = list(zip(*opinion.probabilities.T.tolist(), strict=True))
+        scores, emotions = opinion.explained.tolist(), opinion.emotions.tolist()
         order = sorted((modality, column) for column, modality in enumerate(keys) if modality is not None)
-        emotions, version = self.config.emotions, self.model_version
-        labels = [Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE]
-        shown: dict[tuple[Modality, ...], list[tuple[Modality, int]]] = {}
-        verdicts = []
-        rows = zip(
-            map(tuple, posts),
-            opinion.probabilities.argmax(1).tolist(),
-            zip(*opinion.probabilities.T.tolist(), strict=True),
-            opinion.explained.tolist(),
-            opinion.contributions.tolist(),
-            opinion.emotions.tolist(),
-            strict=True,
+        known = {}
+        for keys_given in set(map(tuple, posts)):
+            some = [(modality, column) for modality, column in order if modality in keys_given]
+            known[keys_given] = tuple(modality for modality, _ in some), [column for _, column in some]
+        given, contributions = [], []
+        for row, (post, shares) in enumerate(zip(posts, opinion.contributions.tolist(), strict=True)):
+            modalities, columns = known[tuple(post)]
+            given.append(modalities)
+            contributions.append([shares[column] for column in columns])
+            if not modalities:
+                labels[row], probabilities[row] = Label.UNSCORED, (0.0, 0.0, 0.0)
+                scores[row], emotions[row] = 0.0, ()
+        return Verdicts(
+            labels,
+            probabilities,
+            scores,
+            given,
+            contributions,
+            self.config.emotions,
+            emotions,
+            self.model_version,
         )
-        for given, best, probabilities, score, contributions, feelings in rows:
-            known = shown.get(given)
-            if known is None:
-                known = shown[given] = [(modality, column) for modality, column in order if modality in given]
-            verdicts.append(
-                Verdict(
-                    labels[best],
-                    probabilities,
-                    score,
-                    tuple([ModalityWeight(modality, contributions[column]) for modality, column in known]),
-                    dict(zip(emotions, feelings, strict=True)),
-                    version,
-                )
-                if known
-                else Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, version)
-            )
-        return verdicts
 
     def judge(self, posts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Opinion:
         """Probabilities, emotions and contributions per post, given by slot name; posts may have any subset.

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
+from itertools import chain, islice
 from typing import Any, Final
 
 from pydantic_core import to_json
 
-from services.fusion.revision import Written, expected_mask, score_micro
+from services.fusion.join import expected_mask
+from services.fusion.revision import Scored, Written, score_micro
 from services.fusion.trends import Counts, Key
 from shared import tables
 from shared.db import copy_array, copy_texts
-from shared.messages import Media, Modality, ModalityWeight
+from shared.messages import Label, Media, Modality, ModalityWeight
 
 POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
 TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
 
-_CONTRIBUTION: Final = {modality: f'"{modality.name}":{{"contribution":' for modality in Modality}
+_LABELS: Final = {label: str(int(label)) for label in Label}
 
 
 def posts_text(items: Sequence[Written]) -> str:
@@ -29,10 +32,12 @@ def posts_text(items: Sequence[Written]) -> str:
     if not items:
         return ""
     scored = [item.scored for item in items]
-    posts = [one.post for one in scored]
-    verdicts = [one.verdict for one in scored]
-    negative, neutral, positive = zip(*[verdict.probabilities for verdict in verdicts], strict=True)
+    joined = [one.joined for one in scored]
+    posts = [one.post for one in joined]
+    negative, neutral, positive = zip(*[one.verdicts.probabilities[one.row] for one in scored], strict=True)
     arrays = {topics: copy_array(topics) for topics in {post.topics for post in posts}}
+    times = {item.time for item in items}  # mostly one
+    classified = dict(zip(times, _times(list(times)), strict=True))
     columns: dict[str, Iterable[str]] = {
         "post_id": copy_texts([post.post_id for post in posts]),
         "event_time": _times([post.event_time for post in posts]),
@@ -45,20 +50,20 @@ def posts_text(items: Sequence[Written]) -> str:
         "url": copy_texts([post.url for post in posts]),
         "ingest_time": _times([post.ingest_time for post in posts]),
         "traceparent": copy_texts([post.traceparent for post in posts]),
-        "revision": [str(item.sentiment.revision) for item in items],
-        "label": [str(int(verdict.label)) for verdict in verdicts],
+        "revision": [str(item.revision) for item in items],
+        "label": [_LABELS[one.verdicts.labels[one.row]] for one in scored],
         "negative": _numbers(negative),
         "neutral": _numbers(neutral),
         "positive": _numbers(positive),
-        "score_micro": [str(score_micro(verdict.score)) for verdict in verdicts],
+        "score_micro": [str(score_micro(one.verdicts.scores[one.row])) for one in scored],
         "expected": [str(expected_mask(post.expected)) for post in posts],
-        "answered": [str(one.answered) for one in scored],
-        "used": [str(one.used) for one in scored],
-        "modalities": copy_texts(_modalities([verdict.modalities for verdict in verdicts])),
-        "emotions": copy_texts([_json(verdict.emotions) for verdict in verdicts]),
-        "transcript": copy_texts([one.transcript for one in scored]),
-        "model_version": copy_texts([verdict.model_version for verdict in verdicts]),
-        "classified_time": _times([item.sentiment.classified_time for item in items]),
+        "answered": [str(one.answered) for one in joined],
+        "used": [str(one.used) for one in joined],
+        "modalities": copy_texts(_modalities(scored)),
+        "emotions": copy_texts(_emotions(scored)),
+        "transcript": copy_texts([one.transcript for one in joined]),
+        "model_version": copy_texts([one.verdicts.model_version for one in scored]),
+        "classified_time": [classified[item.time] for item in items],
         "version": [str(post.version) for post in posts],
     }
     return _lines([columns[name] for name in POST_COLUMNS])
@@ -113,17 +118,45 @@ def _media(media: Iterable[Media]) -> str:
     )
 
 
-def _modalities(column: Sequence[Sequence[ModalityWeight]]) -> list[str]:
-    """{"TEXT": {"contribution": 0.4, "absent_reason": ""}, ..} of each post."""
-    numbers = iter(_numbers([weight.contribution for weights in column for weight in weights]))
+def _modalities(scored: Sequence[Scored]) -> list[str]:
+    """{"TEXT": {"contribution": 0.4, "absent_reason": ""}, ..} of each: one entry per modality expected."""
+    found: list[str] = []
+    shares = iter(_numbers([share for one in scored for share in one.verdicts.contributions[one.row]]))
+    for one in scored:
+        given = one.verdicts.given[one.row]
+        numbers = tuple(islice(shares, len(given)))
+        if len(given) == len(one.joined.post.expected):  # nothing is missing
+            found.append(_contributions(given) % numbers)
+        else:
+            found.append(_json({weight.modality.name: _weight(weight) for weight in one.verdict.modalities}))
+    return found
+
+
+def _weight(weight: ModalityWeight) -> dict[str, float | str]:
+    return {"contribution": weight.contribution, "absent_reason": _text(weight.absent_reason)}
+
+
+@cache
+def _contributions(given: tuple[Modality, ...]) -> str:
+    """What `_modalities` writes of a post that has a vector of all it expects, but for the numbers."""
+    each = (f'"{modality.name}":{{"contribution":%s,"absent_reason":""}}' for modality in given)
+    return "{" + ",".join(each) + "}"
+
+
+def _emotions(scored: Sequence[Scored]) -> list[str]:
+    """{"joy": 0.7, ..} of each post."""
+    emotions = [one.verdicts.emotions[one.row] for one in scored]
+    numbers = iter(_numbers(list(chain.from_iterable(emotions))))
     return [
-        "{" + ",".join([_weight(weight, next(numbers)) for weight in weights]) + "}" for weights in column
+        _probabilities(one.verdicts.emotion_names) % tuple(islice(numbers, len(some))) if some else "{}"
+        for one, some in zip(scored, emotions, strict=True)
     ]
 
 
-def _weight(weight: ModalityWeight, contribution: str) -> str:
-    reason = _json(_text(weight.absent_reason)) if weight.absent_reason else '""'
-    return f'{_CONTRIBUTION[weight.modality]}{contribution},"absent_reason":{reason}}}'
+@cache
+def _probabilities(names: tuple[str, ...]) -> str:
+    """What `_emotions` writes of a post, but for the numbers."""
+    return "{" + ",".join(_json(name).replace("%", "%%") + ":%s" for name in names) + "}"
 
 
 def _text(value: str) -> str:

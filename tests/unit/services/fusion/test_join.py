@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.fusion.join import Join, merge
+from services.fusion.join import Join, Joined
 from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Modality, Post
 from shared.testing import post
 
@@ -41,7 +41,7 @@ def posted(name: str) -> Post:
 
 def batch(modality: Modality, *names: str, answer: Answer | None = None) -> EmbeddingBatch:
     given = vector() if answer is None else answer
-    return EmbeddingBatch(modality, "m@1", 2, tuple(EmbeddingEntry(posted(name), given) for name in names))
+    return EmbeddingBatch.of(modality, "m@1", 2, tuple(EmbeddingEntry(posted(name), given) for name in names))
 
 
 class At(NamedTuple):
@@ -241,7 +241,7 @@ def test_a_forgotten_partition_gives_nothing_and_takes_nothing() -> None:
 def test_a_post_is_known_by_its_bytes_for_as_long_as_it_waits() -> None:
     def arrives(name: str, wire: bytes, partition: int = 0) -> None:
         entry = EmbeddingEntry(posted(name), vector(), wire)
-        join.add(partition, 0, EmbeddingBatch(TEXT, "m@1", 2, (entry,)), NOON_S)
+        join.add(partition, 0, EmbeddingBatch.of(TEXT, "m@1", 2, (entry,)), NOON_S)
 
     join = started()
     join.restore(1, {})
@@ -278,7 +278,7 @@ def test_too_many_bytes_close_the_oldest_and_a_batch_is_not_kept_for_one_post() 
         big = posted(f"{offset}:TI")
         matrix = np.zeros((500, 384), np.float16)
         entry = EmbeddingEntry(replace(big, text="x" * 3_000), Answer(matrix[7]))
-        join.add(0, offset, EmbeddingBatch(TEXT, "m@1", 384, (entry,)), NOON_S + offset / 100)
+        join.add(0, offset, EmbeddingBatch.of(TEXT, "m@1", 384, (entry,)), NOON_S + offset / 100)
         for closed in join.close(NOON_S + offset / 100):
             vector = closed.answers[TEXT].vector
             assert vector is not None
@@ -345,7 +345,7 @@ def test_a_record_without_answers_moves_the_offset() -> None:
 def test_merge(
     old: dict[Modality, Answer], new: dict[Modality, Answer], merged: dict[Modality, float | None]
 ) -> None:
-    found = merge(old, new)
+    found = Joined(0, post()).after(new).after(old).answers
     assert {
         modality: None if answer.vector is None else float(answer.vector[0])
         for modality, answer in found.items()

@@ -6,11 +6,13 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.fusion.revision import Scored, Written, revise
+from services.fusion.revision import Written, revise
 from services.fusion.rows import POST_COLUMNS, posts_text
+from services.fusion.testing import judged
 from shared.db import copy_texts
 from shared.messages import Answer, Label, Modality, ModalityWeight, Post, Verdict
 
@@ -26,9 +28,10 @@ def read(line: str) -> list[str]:
 def written(number: int, text: str, weights: tuple[ModalityWeight, ...]) -> Written:
     time = datetime(2026, 6, 13, tzinfo=UTC) + timedelta(seconds=number)
     post = Post(f"x:{number}", "x", time, time, text=text, expected=frozenset(w.modality for w in weights))
-    answers = {w.modality: Answer(None, w.absent_reason) for w in weights if w.absent_reason}
+    vector = np.ones(2, np.float16)
+    answers = {w.modality: Answer(None if w.absent_reason else vector, w.absent_reason) for w in weights}
     verdict = Verdict(Label.POSITIVE, (0.1, 0.2, 0.7), 0.6, weights, {"joy": 0.25, "fear": 1e-9}, "m@1")
-    return revise(None, Scored(0, post, answers, verdict), time)
+    return revise(None, judged(0, post, answers, verdict), time)
 
 
 @given(st.lists(TEXTS, max_size=4))
@@ -40,14 +43,13 @@ def test_texts_come_back_as_they_were_but_for_nul(texts: list[str]) -> None:
 
 @given(st.lists(st.tuples(TEXTS, st.dictionaries(st.sampled_from(Modality), TEXTS)), min_size=1, max_size=4))
 def test_each_post_has_a_line_with_its_own_weights(posts: list[tuple[str, dict[Modality, str]]]) -> None:
-    items = [
-        written(
-            number,
-            text,
-            tuple(ModalityWeight(one, number + one / 10, reason) for one, reason in reasons.items()),
-        )
-        for number, (text, reasons) in enumerate(posts)
-    ]
+    items = []
+    for number, (text, reasons) in enumerate(posts):
+        weights = [
+            ModalityWeight(one, 0.0 if reason else number + one / 10, reason)
+            for one, reason in reasons.items()
+        ]
+        items.append(written(number, text, tuple(weights)))
     lines = posts_text(items).removesuffix("\n").split("\n")
     for item, line in zip(items, lines, strict=True):
         row = dict(zip(POST_COLUMNS, read(line), strict=True))
@@ -56,7 +58,8 @@ def test_each_post_has_a_line_with_its_own_weights(posts: list[tuple[str, dict[M
         assert row["text"] == item.scored.post.text.replace("\0", "\ufffd")
         assert row["label"] == "3"
         assert row["expected"] == str(sum(1 << weight.modality for weight in weights))
-        assert row["answered"] == str(sum(1 << weight.modality for weight in weights if weight.absent_reason))
+        assert row["answered"] == row["expected"]
+        assert row["used"] == str(sum(1 << weight.modality for weight in weights if not weight.absent_reason))
         assert json.loads(row["emotions"]) == {"joy": 0.25, "fear": 1e-9}
         assert json.loads(row["modalities"]) == {
             weight.modality.name: {
