@@ -26,6 +26,10 @@ OPEN_POST_BYTES: Final = 2_000
 of 25,000 open posts."""
 
 
+_SPEECH: Final = Modality.SPEECH
+_BIT: Final = {modality: 1 << modality for modality in Modality}
+
+
 @dataclass(slots=True)
 class Joined:
     """A post and the answers that came for it: a vector of a modality, or why there is none.
@@ -65,15 +69,15 @@ class Joined:
         """Note an answer. An absent one never replaces a vector; of two vectors the newer stands."""
         if vector is not None:
             self.vectors[modality] = vector
-            self.used |= 1 << modality
+            self.used |= _BIT[modality]
             if self.absent:
                 self.absent.pop(modality, None)
         elif modality in self.vectors:
             return
         else:
             self.absent[modality] = absent_reason
-        self.answered |= 1 << modality
-        if modality is Modality.SPEECH:
+        self.answered |= _BIT[modality]
+        if modality is _SPEECH:
             self.transcript = transcript
 
     def after(self, kept: Answers) -> Joined:
@@ -86,10 +90,7 @@ class Joined:
 
 def mask(modalities: Iterable[Modality]) -> int:
     """Bit (1 << modality) for each."""
-    bits = 0
-    for modality in modalities:
-        bits |= 1 << modality
-    return bits
+    return sum(map(_BIT.__getitem__, set(modalities)))
 
 
 @cache
@@ -163,7 +164,7 @@ class Join:
         state = self._partitions[partition]
         state.next_offset = offset + 1
         opened, awaited, ready, views = state.open, state.awaited, state.ready, state.views
-        bit = 1 << modality
+        bit = _BIT[modality]
         rows = iter(batch.vectors)
         for post, absent_reason, transcript, wire in zip(
             batch.posts, batch.absent_reasons, batch.transcripts, batch.wires, strict=True
@@ -190,7 +191,7 @@ class Join:
                 if expected != bit:
                     self._known[wire] = post
             waiting.take(modality, vector, absent_reason, transcript)
-            if waiting.late or waiting.answered == expected:
+            if waiting.answered == expected or waiting.late:
                 ready[post_id] = waiting
             elif vector is not None:
                 views.append((waiting, modality, vector))

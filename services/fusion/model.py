@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
@@ -43,8 +43,6 @@ MAX_SLOTS = 8  # 2**slots passes explain a verdict
 _LABELS = (Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE)  # of SENTIMENTS
 
 _MAX_ROWS = 16_384  # rows through the network at once: bounds memory, costs no speed
-
-_BLOCK = 512  # vectors in one product: they stay in the cache
 
 Doubles = npt.NDArray[np.float64]
 
@@ -324,6 +322,14 @@ _STRATEGIES = {"concat": Concat, "weighted": Weighted, "attention": Attention, "
 _HEADS = {"mlp": MlpHead, "svm": SvmHead, "cnn": CnnHead, "rnn": RnnHead}
 
 
+class Group(NamedTuple):
+    """Posts that all have the slots `columns`, by their tokens (N, k, d); subsets (S, k) of those slots."""
+
+    tokens: Tensor
+    columns: Sequence[int]
+    subsets: Tensor
+
+
 class FusionNetwork(nn.Module):
     """Tokens, strategy and heads. `means` and `scales` standardise each slot; training sets them from its
     data.
@@ -421,20 +427,32 @@ class FusionNetwork(nn.Module):
             logits = logits + shown[:, :, self.config.width :].sum(1)
         return logits, self.feel(fused) if self.feel is not None else None
 
-    def of_subsets(
-        self, tokens: Tensor, columns: Sequence[int], subsets: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (S, B, classes) of each of `subsets` (S, k) of the slots `columns`, whose tokens are
-        (B, k, d), and emotion logits (B, emotions) of the last subset."""
-        if isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead):
-            states = self.fuse.states(tokens[:, :, : self.config.width], columns, subsets)
-            logits = self.classify(Fused(states, states, subsets))
-            if self.wide is not None:
-                said = tokens[:, :, self.config.width :]
-                logits = logits + torch.einsum("sk,bkc->sbc", subsets.to(tokens.dtype), said)
-            return logits, self.feel(
-                Fused(states[-1], states[-1], subsets)
-            ) if self.feel is not None else None
+    def of_subsets(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each group logits (S, N, classes) of every subset, and emotion logits (N, emotions) of the last.
+
+        What comes after the strategy is computed for all groups at once: fewer and larger products.
+        """
+        if not (isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead)):
+            return [self._one_by_one(group) for group in groups]
+        states = [
+            self.fuse.states(tokens[:, :, : self.config.width], columns, subsets)
+            for tokens, columns, subsets in groups
+        ]
+        logits = _together(self.classify, states)
+        if self.wide is not None:
+            logits = [
+                some
+                + torch.einsum(
+                    "sk,bkc->sbc", group.subsets.to(some.dtype), group.tokens[:, :, self.config.width :]
+                )
+                for some, group in zip(logits, groups, strict=True)
+            ]
+        if self.feel is None:
+            return [(some, None) for some in logits]
+        return list(zip(logits, _together(self.feel, [some[-1] for some in states]), strict=True))
+
+    def _one_by_one(self, group: Group) -> tuple[Tensor, Tensor | None]:
+        tokens, columns, subsets = group
         whole = tokens.new_zeros(len(tokens), len(self.config.slots), tokens.shape[2])
         whole[:, columns] = tokens
         masks = subsets.new_zeros(len(subsets), len(self.config.slots))
@@ -451,6 +469,15 @@ class FusionNetwork(nn.Module):
     def calibrated_emotions(self, logits: Tensor, present: Tensor) -> Tensor:
         """Probabilities (B, emotions) of emotion logits, likewise."""
         return functional.softmax(logits / self.emotion_temperatures[subset_codes(present)][:, None], 1)
+
+
+def _together(head: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
+    """What a head that reads the state alone says of each of `states` (.., d), in one pass."""
+    flat = torch.cat([some.flatten(0, -2) for some in states])
+    said = head(Fused(flat, flat[:, None], flat.new_ones(len(flat), 1)))
+    shapes = [some.shape[:-1] for some in states]
+    parts = torch.split(said, [shape.numel() for shape in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def subset_codes(present: Tensor) -> Tensor:
@@ -606,67 +633,64 @@ class FusionModel:
         contributions = np.zeros((count, len(self.slots)))
         explained = self._explained(probabilities, probabilities)
         prior = explained.copy()
-        for start in range(0, count, _MAX_ROWS):
-            groups = _alike(posts[start : start + _MAX_ROWS], keys, start)
-            # One product for all vectors of a slot; its tokens lie in the order of the groups.
-            tokens = [
-                self._tokens(
-                    column,
-                    [
-                        posts[row][keys[column]]
-                        for columns, rows in groups.items()
-                        if column in columns
-                        for row in rows
-                    ],
-                )
-                for column in range(len(self.slots))
-            ]
-            taken = [0] * len(self.slots)
-            for columns, all_rows in groups.items():
-                step = max(1, _MAX_ROWS >> len(columns))
-                for first in range(0, len(all_rows), step):
-                    rows = np.array(all_rows[first : first + step])
-                    some = []
-                    for column in columns:
-                        some.append(tokens[column][taken[column] : taken[column] + len(rows)])
-                        taken[column] += len(rows)
-                    p, emotions[rows], shares, prior[rows] = self._judge_group(torch.stack(some, 1), columns)
-                    probabilities[rows] = p
-                    explained[rows] = self._explained(p, p)
-                    contributions[rows[:, None], columns] = shares
+        step = max(1, _MAX_ROWS >> len(self.slots))
+        for start in range(0, count, step):
+            groups = _alike(posts[start : start + step], keys, start)
+            if not groups:
+                continue
+            for (columns, given), judged in zip(
+                groups.items(), self._judge_groups(posts, keys, groups), strict=True
+            ):
+                rows = np.array(given)
+                p, emotions[rows], shares, prior[rows] = judged
+                probabilities[rows] = p
+                explained[rows] = self._explained(p, p)
+                contributions[rows[:, None], columns] = shares
         return Opinion(probabilities, emotions, contributions, explained, prior)
 
-    def _tokens(self, column: int, vectors: Sequence[npt.NDArray[Any]]) -> Tensor:
-        """(N, d) tokens of vectors of one slot."""
-        slot = self.slots[column]
-        tokens = []
-        for start in range(0, len(vectors), _BLOCK):
-            stacked = np.array(vectors[start : start + _BLOCK])
-            if stacked.shape[1:] != (self.config.slots[slot],):
-                raise ValueError(
-                    f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
-                )
-            tokens.append(self.network.token(column, slot, torch.from_numpy(stacked).to(self._device)))
-        return torch.cat(tokens) if tokens else torch.empty(0)
-
-    def _judge_group(
-        self, tokens: Tensor, columns: Sequence[int]
-    ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-        """Posts that all have the slots `columns`, by their tokens (N, k, d): probabilities, emotions,
-        (N, k) Shapley values, priors.
+    def _judge_groups(
+        self,
+        posts: Sequence[Mapping[Any, npt.NDArray[Any]]],
+        keys: Sequence[object],
+        rows: Mapping[tuple[int, ...], Sequence[int]],
+    ) -> Iterator[tuple[Doubles, Doubles, Doubles, Doubles]]:
+        """Of the posts that have the same slots: probabilities, emotions, (N, slots present) Shapley values,
+        priors.
 
         Source: Shapley 1953. With at most 4 slots the 16 subsets are all evaluated: nothing is sampled.
         """
-        # (S, k) bool, (S, k): the empty one first, the whole last.
-        subsets, weights = self._subsets[len(columns)]
-        some = torch.from_numpy(subsets[1:]).to(self._device)
-        logits, feelings = self.network.of_subsets(tokens, columns, some)
-        codes = subsets[1:] @ (1 << np.array(columns))
-        p = self._probabilities(logits, codes.tolist())  # (S - 1, N, classes)
-        full = p[-1]
-        prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
-        values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
-        return full, self._emotions(feelings, int(codes[-1]), len(full)), values @ weights, prior
+        # One product for all vectors of a slot, and each group's part of it.
+        tokens: dict[tuple[int, ...], list[Tensor]] = {columns: [] for columns in rows}
+        for column in sorted({column for columns in rows for column in columns}):
+            having = [columns for columns in rows if column in columns]
+            all_tokens = self._tokens(
+                column, [posts[row][keys[column]] for columns in having for row in rows[columns]]
+            )
+            parts = torch.split(all_tokens, [len(rows[columns]) for columns in having])
+            for columns, some in zip(having, parts, strict=True):
+                tokens[columns].append(some)
+        subsets = [self._subsets[len(columns)] for columns in rows]  # the empty one first, the whole last
+        groups = [
+            Group(torch.stack(some, 1), columns, torch.from_numpy(masks[1:]).to(self._device))
+            for (columns, some), (masks, _) in zip(tokens.items(), subsets, strict=True)
+        ]
+        for group, (masks, weights), (logits, feelings) in zip(
+            groups, subsets, self.network.of_subsets(groups), strict=True
+        ):
+            codes = masks[1:] @ (1 << np.array(group.columns))
+            p = self._probabilities(logits, codes.tolist())  # (S - 1, N, classes)
+            full = p[-1]
+            prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
+            values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
+            yield full, self._emotions(feelings, int(codes[-1]), len(full)), values @ weights, prior
+
+    def _tokens(self, column: int, vectors: Sequence[npt.NDArray[Any]]) -> Tensor:
+        """(N, d) tokens of vectors of one slot."""
+        slot, width = self.slots[column], self.config.slots[self.slots[column]]
+        stacked = np.array(vectors)
+        if stacked.shape[1:] != (width,):
+            raise ValueError(f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {width}")
+        return self.network.token(column, slot, torch.from_numpy(stacked).to(self._device))
 
     def _probabilities(self, logits: Tensor, codes: Sequence[int]) -> Doubles:
         """(S, N, classes) calibrated probabilities of the logits of each subset, given its `subset_codes`."""

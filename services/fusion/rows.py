@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
 from services.fusion.join import expected_mask
 from services.fusion.revision import Scored, Written, score_micro
 from services.fusion.trends import Counts, Key
+from services.fusion.verdicts import Verdicts
 from shared import tables
 from shared.db import copy_array, copy_texts
 from shared.messages import Label, Media, Modality, ModalityWeight
@@ -34,7 +35,7 @@ def posts_text(items: Sequence[Written]) -> str:
     scored = [item.scored for item in items]
     joined = [one.joined for one in scored]
     posts = [one.post for one in joined]
-    negative, neutral, positive = zip(*[one.verdicts.probabilities[one.row] for one in scored], strict=True)
+    judged = _judged(scored)
     arrays = {topics: copy_array(topics) for topics in {post.topics for post in posts}}
     times = {item.time for item in items}  # mostly one
     classified = dict(zip(times, _times(list(times)), strict=True))
@@ -51,16 +52,16 @@ def posts_text(items: Sequence[Written]) -> str:
         "ingest_time": _times([post.ingest_time for post in posts]),
         "traceparent": copy_texts([post.traceparent for post in posts]),
         "revision": [str(item.revision) for item in items],
-        "label": [_LABELS[one.verdicts.labels[one.row]] for one in scored],
-        "negative": _numbers(negative),
-        "neutral": _numbers(neutral),
-        "positive": _numbers(positive),
-        "score_micro": [str(score_micro(one.verdicts.scores[one.row])) for one in scored],
+        "label": judged.label,
+        "negative": judged.negative,
+        "neutral": judged.neutral,
+        "positive": judged.positive,
+        "score_micro": judged.score_micro,
         "expected": [str(expected_mask(post.expected)) for post in posts],
         "answered": [str(one.answered) for one in joined],
         "used": [str(one.used) for one in joined],
-        "modalities": copy_texts(_modalities(scored)),
-        "emotions": copy_texts(_emotions(scored)),
+        "modalities": copy_texts(judged.modalities),
+        "emotions": copy_texts(judged.emotions),
         "transcript": copy_texts([one.transcript for one in joined]),
         "model_version": copy_texts([one.verdicts.model_version for one in scored]),
         "classified_time": [classified[item.time] for item in items],
@@ -118,18 +119,56 @@ def _media(media: Iterable[Media]) -> str:
     )
 
 
-def _modalities(scored: Sequence[Scored]) -> list[str]:
-    """{"TEXT": {"contribution": 0.4, "absent_reason": ""}, ..} of each: one entry per modality expected."""
-    found: list[str] = []
-    shares = iter(_numbers([share for one in scored for share in one.verdicts.contributions[one.row]]))
-    for one in scored:
-        given = one.verdicts.given[one.row]
-        numbers = tuple(islice(shares, len(given)))
-        if len(given) == len(one.joined.post.expected):  # nothing is missing
-            found.append(_contributions(given) % numbers)
-        else:
-            found.append(_json({weight.modality.name: _weight(weight) for weight in one.verdict.modalities}))
-    return found
+class _Judged(NamedTuple):
+    """The columns that say what the model made of the posts."""
+
+    label: Sequence[str]
+    negative: Sequence[str]
+    neutral: Sequence[str]
+    positive: Sequence[str]
+    score_micro: Sequence[str]
+    modalities: Sequence[str]
+    emotions: Sequence[str]
+
+
+def _judged(scored: Sequence[Scored]) -> _Judged:
+    """All verdicts of a turn are written as text together, then those of `scored` are taken, in its order."""
+    starts: dict[int, int] = {}
+    every = _Judged([], [], [], [], [], [], [])
+    for key, verdicts in {id(one.verdicts): one.verdicts for one in scored}.items():
+        starts[key] = len(every.label)
+        every = _Judged(*([*some, *more] for some, more in zip(every, _texts(verdicts), strict=True)))
+    rows = [starts[id(one.verdicts)] + one.row for one in scored]
+    judged = _Judged(*([column[row] for row in rows] for column in every))
+    whole = [len(one.verdicts.given[one.row]) == len(one.joined.post.expected) for one in scored]
+    if all(whole):
+        return judged
+    return judged._replace(
+        modalities=[
+            text
+            if nothing_missing
+            else _json({weight.modality.name: _weight(weight) for weight in one.verdict.modalities})
+            for one, nothing_missing, text in zip(scored, whole, judged.modalities, strict=True)
+        ]
+    )
+
+
+def _texts(verdicts: Verdicts) -> _Judged:
+    """modalities: as of posts that have a vector of all they expect."""
+    probabilities = _numbers(list(chain.from_iterable(verdicts.probabilities)))
+    shares = iter(_numbers(list(chain.from_iterable(verdicts.contributions))))
+    names = len(verdicts.emotion_names)
+    chances = zip(*[iter(_numbers(list(chain.from_iterable(verdicts.emotions))))] * names, strict=False)
+    emotions = map(_probabilities(verdicts.emotion_names).__mod__, chances)
+    return _Judged(
+        list(map(_LABELS.__getitem__, verdicts.labels)),
+        probabilities[0::3],
+        probabilities[1::3],
+        probabilities[2::3],
+        [str(score_micro(score)) for score in verdicts.scores],
+        [_contributions(given) % tuple(islice(shares, len(given))) for given in verdicts.given],
+        [next(emotions) if some else "{}" for some in verdicts.emotions],
+    )
 
 
 def _weight(weight: ModalityWeight) -> dict[str, float | str]:
@@ -138,24 +177,14 @@ def _weight(weight: ModalityWeight) -> dict[str, float | str]:
 
 @cache
 def _contributions(given: tuple[Modality, ...]) -> str:
-    """What `_modalities` writes of a post that has a vector of all it expects, but for the numbers."""
+    """{"TEXT": {"contribution": %s, "absent_reason": ""}, ..}"""
     each = (f'"{modality.name}":{{"contribution":%s,"absent_reason":""}}' for modality in given)
     return "{" + ",".join(each) + "}"
 
 
-def _emotions(scored: Sequence[Scored]) -> list[str]:
-    """{"joy": 0.7, ..} of each post."""
-    emotions = [one.verdicts.emotions[one.row] for one in scored]
-    numbers = iter(_numbers(list(chain.from_iterable(emotions))))
-    return [
-        _probabilities(one.verdicts.emotion_names) % tuple(islice(numbers, len(some))) if some else "{}"
-        for one, some in zip(scored, emotions, strict=True)
-    ]
-
-
 @cache
 def _probabilities(names: tuple[str, ...]) -> str:
-    """What `_emotions` writes of a post, but for the numbers."""
+    """{"joy": %s, ..}"""
     return "{" + ",".join(_json(name).replace("%", "%%") + ":%s" for name in names) + "}"
 
 

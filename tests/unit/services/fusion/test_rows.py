@@ -45,11 +45,11 @@ def test_texts_come_back_as_they_were_but_for_nul(texts: list[str]) -> None:
 def test_each_post_has_a_line_with_its_own_weights(posts: list[tuple[str, dict[Modality, str]]]) -> None:
     items = []
     for number, (text, reasons) in enumerate(posts):
-        weights = [
+        shown = [
             ModalityWeight(one, 0.0 if reason else number + one / 10, reason)
             for one, reason in reasons.items()
         ]
-        items.append(written(number, text, tuple(weights)))
+        items.append(written(number, text, tuple(shown)))
     lines = posts_text(items).removesuffix("\n").split("\n")
     for item, line in zip(items, lines, strict=True):
         row = dict(zip(POST_COLUMNS, read(line), strict=True))
