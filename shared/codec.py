@@ -42,6 +42,7 @@ _EXPECTED: Final = {
     for size in range(len(Modality) + 1)
     for some in combinations(sorted(_MODALITIES), size)
 }
+_TEXT: Final = Modality.TEXT
 _FLOAT16_EXPONENT: Final = 0x7C00  # all its bits are set in infinity and NaN, and in nothing else
 
 
@@ -61,6 +62,8 @@ def _datetime(stamp: Timestamp, what: str) -> datetime:
     seconds, nanos = stamp.seconds, stamp.nanos
     if not (_FIRST_S <= seconds <= _LAST_S and 0 <= nanos < 1_000_000_000):
         raise InvalidMessage(f"{what} is not a time: {seconds} s and {nanos} ns")
+    if not seconds and not nanos:
+        return _EPOCH
     return _EPOCH + timedelta(0, seconds, nanos // 1_000)
 
 
@@ -103,12 +106,13 @@ def post_to_proto(post: Post) -> pb.Post:
 def post_from_proto(message: pb.Post) -> Post:
     """Raises InvalidMessage where a field the rest relies on is missing or not what it should be."""
     post_id, platform, language = message.post_id, message.platform, message.language
-    matched = tuple(message.topics[:])  # a slice is a list at once: half the time
+    matched = message.topics[:]  # a slice is a list at once: half the time
     if not post_id or not platform:
         raise InvalidMessage("post without post_id or platform")
     if "\0" in "".join((post_id, platform, language, *matched)):
         raise InvalidMessage("post with NUL in its post_id, platform, language or topics")
-    if not message.HasField("event_time"):
+    event_time = _datetime(message.event_time, "event_time")
+    if event_time is _EPOCH and not message.HasField("event_time"):
         raise InvalidMessage("post without event_time")
     version = message.version
     if version < 0:
@@ -117,18 +121,18 @@ def post_from_proto(message: pb.Post) -> Post:
     expected = _EXPECTED.get(numbers)
     if expected is None:
         expected = frozenset(map(_modality, numbers))
-    if Modality.TEXT not in expected:
+    if _TEXT not in expected:
         raise InvalidMessage("post does not expect TEXT, so it might never be answered")
     media = message.media
     return Post(
         post_id,
         platform,
-        _datetime(message.event_time, "event_time"),
+        event_time,
         _datetime(message.ingest_time, "ingest_time"),
         language or "und",
         message.text,
         tuple(map(_media, media)) if media else (),
-        matched,
+        tuple(matched),
         expected,
         message.author_hash,
         message.url,

@@ -213,18 +213,19 @@ class Fusion:
 
     def _follow(self, written: Sequence[Written], now: float) -> None:
         """Tell the join of which posts the rest is waited for, as the store does, and count the verdicts."""
-        labels: Counter[Label] = Counter()
+        poorer, new = Outcome.POORER, Outcome.WRITTEN
+        labels: list[Label] = []
         for item in written:
-            if item.outcome is Outcome.POORER:
+            outcome, joined = item.outcome, item.scored.joined
+            if outcome is poorer:
                 continue
-            joined = item.scored.joined
-            if item.outcome is Outcome.WRITTEN and not joined.post.deleted:
-                labels[item.scored.label] += 1
+            if outcome is new and not joined.post.deleted:
+                labels.append(item.scored.label)
             if joined.complete:
                 self._join.settle(joined.partition, joined.post.post_id)
             else:
                 self._join.await_rest(joined.partition, joined.post.post_id, now)
-        for label, count in labels.items():
+        for label, count in Counter(labels).items():
             metrics.VERDICTS.labels(label.name.lower()).inc(count)
 
     def _drop(self, partition: int) -> None:

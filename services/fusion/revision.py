@@ -40,6 +40,8 @@ class Scored:
     def verdict(self) -> Verdict:
         """With one entry for each modality expected: what it contributed, or why it did not."""
         verdict = self.verdicts[self.row]
+        if len(verdict.modalities) == len(self.post.expected):
+            return verdict  # nothing is missing
         contributed = {weight.modality: weight for weight in verdict.modalities}
         weights = [
             contributed.get(modality) or ModalityWeight(modality, 0.0, self._absent_reason(modality))

@@ -25,6 +25,7 @@ from shared.messages import Label, Media, Modality, ModalityWeight
 POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
 TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
 
+_MASKS: Final = [str(bits) for bits in range(2 << max(Modality))]
 _LABELS: Final = {label: str(int(label)) for label in Label}
 
 
@@ -57,9 +58,9 @@ def posts_text(items: Sequence[Written]) -> str:
         "neutral": judged.neutral,
         "positive": judged.positive,
         "score_micro": judged.score_micro,
-        "expected": [str(expected_mask(post.expected)) for post in posts],
-        "answered": [str(one.answered) for one in joined],
-        "used": [str(one.used) for one in joined],
+        "expected": [_MASKS[expected_mask(post.expected)] for post in posts],
+        "answered": [_MASKS[one.answered] for one in joined],
+        "used": [_MASKS[one.used] for one in joined],
         "modalities": copy_texts(judged.modalities),
         "emotions": copy_texts(judged.emotions),
         "transcript": copy_texts([one.transcript for one in joined]),
