@@ -305,14 +305,17 @@ def sentiment_to_proto(sentiment: PostSentiment, scratch: pb.PostSentiment | Non
     message.deleted = post.deleted
     _set(message.event_time, post.event_time)
     _set(message.classified_time, sentiment.classified_time)
+    # Set one by one: by keyword it takes twice as long.
+    add_weight, add_emotion = message.modalities.add, message.emotions.add
     for weight in verdict.modalities:
-        message.modalities.add(
-            modality=pb.Modality.ValueType(weight.modality),
-            contribution=weight.contribution,
-            absent_reason=weight.absent_reason,
-        )
+        one = add_weight()
+        one.modality = pb.Modality.ValueType(weight.modality)
+        one.contribution = weight.contribution
+        one.absent_reason = weight.absent_reason
     for name, probability in verdict.emotions.items():
-        message.emotions.add(name=name, probability=probability)
+        emotion = add_emotion()
+        emotion.name = name
+        emotion.probability = probability
     return message
 
 

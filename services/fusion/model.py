@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from math import factorial
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -596,12 +597,15 @@ class FusionModel:
         known = {}
         for keys_given in set(map(tuple, posts)):
             some = [(modality, column) for modality, column in order if modality in keys_given]
-            known[keys_given] = tuple(modality for modality, _ in some), [column for _, column in some]
-        given, contributions = [], []
-        for row, (post, shares) in enumerate(zip(posts, opinion.contributions.tolist(), strict=True)):
-            modalities, columns = known[tuple(post)]
-            given.append(modalities)
-            contributions.append([shares[column] for column in columns])
+            known[keys_given] = (
+                tuple(modality for modality, _ in some),
+                _picker([column for _, column in some]),
+            )
+        shown = list(map(known.__getitem__, map(tuple, posts)))
+        given = [modalities for modalities, _ in shown]
+        shares = opinion.contributions.tolist()
+        contributions = [pick(each) for (_, pick), each in zip(shown, shares, strict=True)]
+        for row, modalities in enumerate(given):
             if not modalities:
                 labels[row], probabilities[row] = Label.UNSCORED, (0.0, 0.0, 0.0)
                 scores[row], emotions[row] = 0.0, ()
@@ -710,6 +714,13 @@ class FusionModel:
         if self.config.classes == SENTIMENTS:
             return probabilities[:, 2] - probabilities[:, 0]
         return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
+
+
+def _picker(columns: Sequence[int]) -> Callable[[Sequence[float]], Sequence[float]]:
+    """What takes these columns of a row."""
+    if len(columns) > 1:
+        return itemgetter(*columns)
+    return itemgetter(slice(columns[0], columns[0] + 1) if columns else slice(0))
 
 
 def _alike(
