@@ -91,7 +91,7 @@ def _batches(posts: int, batch: int, per_s: float) -> Iterator[list[Scored]]:
                 post_id=f"bench:{number}",
                 event_time=load.START + timedelta(seconds=number / per_s),
             )
-            one = Joined(0, post)
+            one = Joined.of(0, post)
             for modality in sorted(post.expected):
                 one.take(modality, vector, "", "")
             joined.append(one)

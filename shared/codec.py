@@ -109,7 +109,7 @@ def post_from_proto(message: pb.Post) -> Post:
     matched = message.topics[:]  # a slice is a list at once: half the time
     if not post_id or not platform:
         raise InvalidMessage("post without post_id or platform")
-    if "\0" in "".join((post_id, platform, language, *matched)):
+    if "\0" in f"{post_id}{platform}{language}{''.join(matched)}":
         raise InvalidMessage("post with NUL in its post_id, platform, language or topics")
     event_time = _datetime(message.event_time, "event_time")
     if event_time is _EPOCH and not message.HasField("event_time"):

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain, takewhile
 from operator import attrgetter
-from sys import getsizeof
-from typing import Final
+from typing import Final, Self
 
 from shared.messages import Answer, EmbeddingBatch, Modality, Post, Vector
 
@@ -34,7 +33,8 @@ _BIT: Final = {modality: 1 << modality for modality in Modality}
 class Joined:
     """A post and the answers that came for it: a vector of a modality, or why there is none.
 
-    used, answered: bits (`mask`) of the modalities with a vector, and of those with any answer.
+    expected, used, answered: bits (`mask`) of the modalities it waits for, of those with a vector, and of
+    those with any answer.
     transcript: the words heard.
     late: it was closed before with parts missing: merge these answers with the ones kept then.
     The rest is the join's own: when it opened, until when it waits, about how much it takes, and the post as
@@ -43,6 +43,7 @@ class Joined:
 
     partition: int
     post: Post
+    expected: int
     late: bool = False
     vectors: dict[Modality, Vector] = field(default_factory=dict)
     absent: dict[Modality, str] = field(default_factory=dict)
@@ -54,9 +55,14 @@ class Joined:
     size_bytes: int = 0
     wire: bytes = b""
 
+    @classmethod
+    def of(cls, partition: int, post: Post, late: bool = False) -> Self:
+        """Before any answer."""
+        return cls(partition, post, expected_mask(post.expected), late)
+
     @property
     def complete(self) -> bool:
-        return expected_mask(self.post.expected) & ~self.answered == 0
+        return self.expected & ~self.answered == 0
 
     @property
     def answers(self) -> dict[Modality, Answer]:
@@ -82,7 +88,7 @@ class Joined:
 
     def after(self, kept: Answers) -> Joined:
         """The same post, with the answers kept from before as if they had come first."""
-        both = Joined(self.partition, self.post, self.late)
+        both = Joined.of(self.partition, self.post, self.late)
         for modality, answer in chain(kept.items(), self.answers.items()):
             both.take(modality, answer.vector, answer.absent_reason, answer.transcript)
         return both
@@ -184,8 +190,8 @@ class Join:
                 waiting = None
             if waiting is None:
                 late = post_id in awaited
-                size = OPEN_POST_BYTES + getsizeof(post.text) + len(wire)
-                waiting = Joined(partition, post, late, {}, {}, "", 0, 0, offset, due_s, size, wire)
+                size = OPEN_POST_BYTES + post.text.__sizeof__() + len(wire)
+                waiting = Joined(partition, post, expected, late, {}, {}, "", 0, 0, offset, due_s, size, wire)
                 opened[post_id] = waiting
                 state.size_bytes += size
                 if expected != bit:

@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
-from services.fusion.join import expected_mask
 from services.fusion.revision import Scored, Written, score_micro
 from services.fusion.trends import Counts, Key
 from services.fusion.verdicts import Verdicts
@@ -58,7 +57,7 @@ def posts_text(items: Sequence[Written]) -> str:
         "neutral": judged.neutral,
         "positive": judged.positive,
         "score_micro": judged.score_micro,
-        "expected": [_MASKS[expected_mask(post.expected)] for post in posts],
+        "expected": [_MASKS[one.expected] for one in joined],
         "answered": [_MASKS[one.answered] for one in joined],
         "used": [_MASKS[one.used] for one in joined],
         "modalities": copy_texts(judged.modalities),

@@ -66,7 +66,7 @@ def verdicts_of(verdicts: Sequence[Verdict], model_version: str) -> Verdicts:
 
 def judged(partition: int, post: Post, answers: Answers, verdict: Verdict) -> Scored:
     """A post by itself with this verdict on it."""
-    joined = Joined(partition, post).after(answers)
+    joined = Joined.of(partition, post).after(answers)
     return Scored(joined, verdicts_of([verdict], verdict.model_version), 0)
 
 
@@ -165,7 +165,7 @@ class MemoryStore:
             self._drop_parts(post_id)
         else:
             kept_before = self.kept[post_id].answers if post_id in self.kept else {}
-            self.kept[post_id] = Joined(joined.partition, joined.post).after(kept_before | joined.answers)
+            self.kept[post_id] = Joined.of(joined.partition, joined.post).after(kept_before | joined.answers)
             self.closed_s[post_id] = now.timestamp()
         return written
 

@@ -345,7 +345,7 @@ def test_a_record_without_answers_moves_the_offset() -> None:
 def test_merge(
     old: dict[Modality, Answer], new: dict[Modality, Answer], merged: dict[Modality, float | None]
 ) -> None:
-    found = Joined(0, post()).after(new).after(old).answers
+    found = Joined.of(0, post()).after(new).after(old).answers
     assert {
         modality: None if answer.vector is None else float(answer.vector[0])
         for modality, answer in found.items()
