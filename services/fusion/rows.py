@@ -122,13 +122,13 @@ def _media(media: Iterable[Media]) -> str:
 class _Judged(NamedTuple):
     """The columns that say what the model made of the posts."""
 
-    label: Sequence[str]
-    negative: Sequence[str]
-    neutral: Sequence[str]
-    positive: Sequence[str]
-    score_micro: Sequence[str]
-    modalities: Sequence[str]
-    emotions: Sequence[str]
+    label: list[str]
+    negative: list[str]
+    neutral: list[str]
+    positive: list[str]
+    score_micro: list[str]
+    modalities: list[str]
+    emotions: list[str]
 
 
 def _judged(scored: Sequence[Scored]) -> _Judged:
@@ -137,7 +137,8 @@ def _judged(scored: Sequence[Scored]) -> _Judged:
     every = _Judged([], [], [], [], [], [], [])
     for key, verdicts in {id(one.verdicts): one.verdicts for one in scored}.items():
         starts[key] = len(every.label)
-        every = _Judged(*([*some, *more] for some, more in zip(every, _texts(verdicts), strict=True)))
+        for column, more in zip(every, _texts(verdicts), strict=True):
+            column.extend(more)
     rows = [starts[id(one.verdicts)] + one.row for one in scored]
     judged = _Judged(*([column[row] for row in rows] for column in every))
     whole = [len(one.verdicts.given[one.row]) == len(one.joined.post.expected) for one in scored]
