@@ -441,7 +441,7 @@ def test_what_closes_is_what_the_answers_say_one_by_one(
                 answer.transcript,
                 None if answer.vector is None else answer.vector[0],
             )
-            for one, answer in answers.items()
+            for one, answer in sorted(answers.items())
         }
 
     def turn() -> None:
