@@ -18,13 +18,14 @@ from benchmarks.figures import AsJson, Device, OnDevice, Posts, Rounds, show
 from services.fusion.fusion import Fusion
 from services.fusion.join import Answers, Join
 from services.fusion.model import FusionModel
-from services.fusion.revision import Scored, Written, counted, fullest, revise
+from services.fusion.revision import Scored, Written, counted_new, fullest, revise
 from services.fusion.rows import posts_text, trends_text
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.fusion.store import Claim
 from services.fusion.trends import deltas
+from services.fusion.verdicts import Verdicts
 from shared import codec, topics
-from shared.messages import Modality, Record, TopicPartition, Vector, Verdict
+from shared.messages import Modality, Record, TopicPartition, Vector
 from shared.service import settle
 
 STEP_RECORDS = 8  # of up to 500 answers each
@@ -105,7 +106,7 @@ class _Timed:
         self._model, self._clock = model, clock
         self.dimensions, self.encoders = model.dimensions, model.encoders
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
         return self._clock.timed("classify", lambda: self._model.classify(posts))
 
 
@@ -134,7 +135,7 @@ class _CopyText:
         def rows() -> list[Written]:
             written = [revise(None, scored, now) for scored in fullest(verdicts)]
             posts_text(written)
-            trends_text(deltas(counted(item.sentiment) for item in written))
+            trends_text(deltas(counted_new(written)))
             return written
 
         self.written = self._clock.timed("rows", rows)

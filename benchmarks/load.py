@@ -186,7 +186,7 @@ def embeddings(
                 EmbeddingEntry(post, Answer(vector))
                 for post, vector in zip(some, drawn[modality], strict=False)
             )
-            batch = EmbeddingBatch(modality, encoders.get(modality, ""), dimension, entries)
+            batch = EmbeddingBatch.of(modality, encoders.get(modality, ""), dimension, entries)
             found.append(
                 codec.encode_embeddings(
                     batch,

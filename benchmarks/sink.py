@@ -19,12 +19,14 @@ from benchmarks import load
 from benchmarks.figures import AsJson, Posts, show
 from benchmarks.system import servers
 from deploy.local import stack
+from services.fusion.join import Joined
 from services.fusion.model import EMOTIONS
 from services.fusion.revision import Scored
 from services.fusion.store import PostgresStore
+from services.fusion.verdicts import Verdicts
 from services.fusion.verify import verify
 from shared import db
-from shared.messages import Answer, Label, ModalityWeight, Verdict
+from shared.messages import Label
 from shared.settings import PostgresSettings
 
 WARM_UP = 5  # batches that are not counted: connections, day partitions, caches
@@ -76,31 +78,34 @@ def _batches(posts: int, batch: int, per_s: float) -> Iterator[list[Scored]]:
     """Posts in the order of their event time with drawn verdicts: numbers as long as a model's are."""
     rng = np.random.default_rng(2)
     texts = list(load.posts(2_000))
-    answer = Answer(np.ones(1, np.float16))
+    vector = np.ones(1, np.float16)
     for start in range(0, posts, batch):
         numbers = range(start, min(start + batch, posts))
         probabilities = rng.dirichlet(np.ones(3), len(numbers)).tolist()
         emotions = rng.dirichlet(np.ones(len(EMOTIONS)), len(numbers)).tolist()
         contributions = rng.normal(size=len(numbers)).tolist()
-        verdicts = []
-        for number, (negative, neutral, positive), feelings, contribution in zip(
-            numbers, probabilities, emotions, contributions, strict=True
-        ):
+        joined = []
+        for number in numbers:
             post = replace(
                 texts[number % len(texts)],
                 post_id=f"bench:{number}",
                 event_time=load.START + timedelta(seconds=number / per_s),
             )
-            verdict = Verdict(
-                Label(1 + int(np.argmax((negative, neutral, positive)))),
-                (negative, neutral, positive),
-                positive - negative,
-                tuple(ModalityWeight(modality, contribution) for modality in sorted(post.expected)),
-                dict(zip(EMOTIONS, feelings, strict=True)),
-                "bench@1",
-            )
-            verdicts.append(Scored(0, post, dict.fromkeys(sorted(post.expected), answer), verdict))
-        yield verdicts
+            one = Joined.of(0, post)
+            for modality in sorted(post.expected):
+                one.take(modality, vector, "", "")
+            joined.append(one)
+        verdicts = Verdicts(
+            [Label(1 + int(best)) for best in np.argmax(probabilities, 1)],
+            [(negative, neutral, positive) for negative, neutral, positive in probabilities],
+            [positive - negative for negative, _, positive in probabilities],
+            [tuple(one.vectors) for one in joined],
+            [[share] * len(one.vectors) for share, one in zip(contributions, joined, strict=True)],
+            EMOTIONS,
+            emotions,
+            "bench@1",
+        )
+        yield [Scored(one, verdicts, row) for row, one in enumerate(joined)]
 
 
 def _server_cpu_s(engine: sa.Engine) -> float:

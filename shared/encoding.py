@@ -158,7 +158,7 @@ def encode_step(
                     metrics.ABSENT.labels(service).inc(sum(entry.answer.vector is None for entry in entries))
                     outputs.append(
                         codec.encode_embeddings(
-                            EmbeddingBatch(slot, encoder.model_version, encoder.dimensions[slot], entries),
+                            EmbeddingBatch.of(slot, encoder.model_version, encoder.dimensions[slot], entries),
                             partition=partition,
                             service=service,
                             id=f"{first.topic}/{partition}/{first.offset}-{last.offset}/{slot.name.lower()}",

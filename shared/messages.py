@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import Final, NamedTuple, TypeVar, dataclass_transform
+from typing import Final, NamedTuple, Self, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float16]
+Matrix = npt.NDArray[np.float16]
 T = TypeVar("T")
 
 INT8: Final = "+int8"
@@ -125,12 +126,52 @@ class EmbeddingEntry:
 
 @value
 class EmbeddingBatch:
-    """Many posts of one partition, one modality, one model version."""
+    """Answers for many posts of one partition, one modality, one model version, column by column.
+
+    absent_reasons: of each post, empty where it has a vector. transcripts: of each post.
+    vectors: (rows, D) float16, one for each post without an absent_reason, in order.
+    wires: each post as it came; empty bytes where it did not come by wire.
+    """
 
     modality: Modality
     model_version: str
     dimension: int
-    entries: tuple[EmbeddingEntry, ...]
+    posts: Sequence[Post]
+    absent_reasons: Sequence[str]
+    transcripts: Sequence[str]
+    vectors: Matrix
+    wires: Sequence[bytes]
+
+    @classmethod
+    def of(
+        cls, modality: Modality, model_version: str, dimension: int, entries: Sequence[EmbeddingEntry]
+    ) -> Self:
+        """Raises ValueError where a vector has not `dimension` values."""
+        answers = [entry.answer for entry in entries]
+        rows = [answer.vector for answer in answers if answer.vector is not None]
+        vectors = np.stack(rows) if rows else np.empty((0, dimension), np.float16)
+        if vectors.shape != (len(rows), dimension):
+            raise ValueError(f"vectors of shape {vectors.shape}, not ({len(rows)}, {dimension})")
+        return cls(
+            modality,
+            model_version,
+            dimension,
+            [entry.post for entry in entries],
+            [answer.absent_reason for answer in answers],
+            [answer.transcript for answer in answers],
+            vectors,
+            [entry.wire for entry in entries],
+        )
+
+    @property
+    def entries(self) -> tuple[EmbeddingEntry, ...]:
+        rows = iter(self.vectors)
+        return tuple(
+            EmbeddingEntry(post, Answer(None if reason else next(rows), reason, transcript), wire)
+            for post, reason, transcript, wire in zip(
+                self.posts, self.absent_reasons, self.transcripts, self.wires, strict=True
+            )
+        )
 
 
 @value

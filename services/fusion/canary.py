@@ -42,7 +42,7 @@ class Canary:
             verdicts = self._classifier.classify(self._posts)
         except Exception as error:
             raise ModelBroken(f"canary: the model fails on a known post: {error!r}") from error
-        numbers = np.array([(*verdict.probabilities, verdict.score) for verdict in verdicts], np.float64)
+        numbers = np.column_stack((np.array(verdicts.probabilities, np.float64), verdicts.scores))
         if not np.isfinite(numbers).all():
             raise ModelBroken("canary: the model gives no numbers for a known post")
         return numbers

@@ -8,33 +8,30 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from services.fusion.join import Answers, Closed, Join, merge
+from services.fusion.join import Answers, Join, Joined
 from services.fusion.revision import Outcome, Scored, Written
 from services.fusion.store import Claim
+from services.fusion.verdicts import Verdicts
 from shared import codec, metrics, topics
 from shared.errors import Fenced, InvalidMessage, Unavailable
 from shared.messages import (
     EmbeddingBatch,
     Label,
     Modality,
-    ModalityWeight,
     Output,
     Record,
     Result,
     TopicPartition,
     Vector,
-    Verdict,
     same_model,
 )
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "fusion"
-NO_ANSWER: Final = "no answer in time"
 
 FENCED_S: Final = 30.0
 """A partition lost to another process goes quiet once the group has told us. One that is still read from
@@ -54,7 +51,7 @@ class Classifier(Protocol):
     @property
     def encoders(self) -> Mapping[Modality, str]: ...
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
         """One verdict per post, from the vectors there are; UNSCORED where there are none."""
         ...
 
@@ -147,7 +144,7 @@ class Fusion:
         dimension = self._classifier.dimensions.get(batch.modality)
         if dimension is None:
             raise InvalidMessage(f"this fusion model knows no {batch.modality.name.lower()}")
-        if batch.dimension != dimension and any(entry.answer.vector is not None for entry in batch.entries):
+        if batch.dimension != dimension and len(batch.vectors):
             raise InvalidMessage(
                 f"{batch.modality.name.lower()} vectors of {batch.model_version} have {batch.dimension} "
                 f"values; this fusion model takes {dimension}"
@@ -160,18 +157,16 @@ class Fusion:
             )
         return batch
 
-    def _with_kept_parts(self, closed: Sequence[Closed]) -> list[Closed]:
+    def _with_kept_parts(self, closed: Sequence[Joined]) -> Sequence[Joined]:
         """Join what came late with the parts kept since the post was closed the first time."""
         late = {
             item.post.post_id: item.post.version for item in closed if item.late and not item.post.deleted
         }
         if not late:
-            return list(closed)
+            return closed
         kept = self._store.parts(late)
         return [
-            replace(item, answers=merge(self._usable(kept.get(item.post.post_id, {})), item.answers))
-            if item.late
-            else item
+            item.after(self._usable(kept.get(item.post.post_id, {}))) if item.late else item
             for item in closed
         ]
 
@@ -184,22 +179,11 @@ class Fusion:
             if answer.vector is None or len(answer.vector) == dimensions.get(modality)
         }
 
-    def _scored(self, closed: Sequence[Closed]) -> list[Scored]:
+    def _scored(self, closed: Sequence[Joined]) -> list[Scored]:
         if not closed:
             return []
-        vectors = [
-            {
-                modality: answer.vector
-                for modality, answer in item.answers.items()
-                if answer.vector is not None
-            }
-            for item in closed
-        ]
-        verdicts = self._classifier.classify(vectors)
-        return [
-            Scored(item.partition, item.post, item.answers, _explained(item, verdict))
-            for item, verdict in zip(closed, verdicts, strict=True)
-        ]
+        verdicts = self._classifier.classify([item.vectors for item in closed])
+        return [Scored(item, verdicts, row) for row, item in enumerate(closed)]
 
     def _write(
         self, verdicts: Sequence[Scored], expired: Sequence[str], now: float, time: datetime
@@ -222,25 +206,26 @@ class Fusion:
                 for partition in error.partitions:
                     self._drop(partition)
                     self._fenced_s[partition] = now
-                verdicts = [scored for scored in verdicts if scored.partition in self._generations]
+                verdicts = [scored for scored in verdicts if scored.joined.partition in self._generations]
                 continue
             self._ledger.update(moved)
             return written
 
     def _follow(self, written: Sequence[Written], now: float) -> None:
         """Tell the join of which posts the rest is waited for, as the store does, and count the verdicts."""
-        labels: Counter[Label] = Counter()
+        poorer, new = Outcome.POORER, Outcome.WRITTEN
+        labels: list[Label] = []
         for item in written:
-            if item.outcome is Outcome.POORER:
+            outcome, joined = item.outcome, item.scored.joined
+            if outcome is poorer:
                 continue
-            scored = item.scored
-            if item.outcome is Outcome.WRITTEN and not scored.post.deleted:
-                labels[scored.verdict.label] += 1
-            if scored.complete:
-                self._join.settle(scored.partition, scored.post.post_id)
+            if outcome is new and not joined.post.deleted:
+                labels.append(item.scored.label)
+            if joined.complete:
+                self._join.settle(joined.partition, joined.post.post_id)
             else:
-                self._join.await_rest(scored.partition, scored.post.post_id, now)
-        for label, count in labels.items():
+                self._join.await_rest(joined.partition, joined.post.post_id, now)
+        for label, count in Counter(labels).items():
             metrics.VERDICTS.labels(label.name.lower()).inc(count)
 
     def _drop(self, partition: int) -> None:
@@ -253,20 +238,3 @@ class Fusion:
             raise Unavailable(
                 f"another process claimed partition {partition}, yet the broker still gives it to this one"
             )
-
-
-def _explained(item: Closed, verdict: Verdict) -> Verdict:
-    """The verdict with one entry for each modality expected: what it contributed, or why it did not."""
-    if len(verdict.modalities) == len(item.answers) and item.answers.keys() == item.post.expected:
-        return verdict  # every modality expected has answered and contributed
-    contributions = {weight.modality: weight for weight in verdict.modalities}
-    weights = []
-    for modality in sorted(item.post.expected):
-        answer = item.answers.get(modality)
-        if answer is None:
-            weights.append(ModalityWeight(modality, 0.0, NO_ANSWER))
-        elif answer.vector is None:
-            weights.append(ModalityWeight(modality, 0.0, answer.absent_reason))
-        else:
-            weights.append(contributions.get(modality, ModalityWeight(modality, 0.0)))
-    return replace(verdict, modalities=tuple(weights))

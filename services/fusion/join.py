@@ -9,14 +9,14 @@ Pure: no clock, no Kafka, no database.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from operator import itemgetter
-from sys import getsizeof
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain, takewhile
+from operator import attrgetter
+from typing import Final, Self
 
-from shared.messages import Answer, EmbeddingBatch, Modality, Post, value
+from shared.messages import Answer, EmbeddingBatch, Modality, Post, Vector
 
 Answers = Mapping[Modality, Answer]
 
@@ -25,47 +25,84 @@ OPEN_POST_BYTES: Final = 2_000
 of 25,000 open posts."""
 
 
-@value
-class Closed:
-    """A post with the answers that came for it.
+_SPEECH: Final = Modality.SPEECH
+_BIT: Final = {modality: 1 << modality for modality in Modality}
 
+
+@dataclass(slots=True)
+class Joined:
+    """A post and the answers that came for it: a vector of a modality, or why there is none.
+
+    expected, used, answered: bits (`mask`) of the modalities it waits for, of those with a vector, and of
+    those with any answer.
+    transcript: the words heard.
     late: it was closed before with parts missing: merge these answers with the ones kept then.
+    The rest is the join's own: when it opened, until when it waits, about how much it takes, and the post as
+    it came; see `Join.known`.
     """
 
     partition: int
     post: Post
-    answers: Answers
-    late: bool
+    expected: int
+    late: bool = False
+    vectors: dict[Modality, Vector] = field(default_factory=dict)
+    absent: dict[Modality, str] = field(default_factory=dict)
+    transcript: str = ""
+    used: int = 0
+    answered: int = 0
+    first_offset: int = 0
+    due_s: float = 0.0
+    size_bytes: int = 0
+    wire: bytes = b""
+
+    @classmethod
+    def of(cls, partition: int, post: Post, late: bool = False) -> Self:
+        """Before any answer."""
+        return cls(partition, post, expected_mask(post.expected), late)
 
     @property
     def complete(self) -> bool:
-        return self.post.expected <= self.answers.keys()
+        return self.expected & ~self.answered == 0
+
+    @property
+    def answers(self) -> dict[Modality, Answer]:
+        """As they are kept."""
+        heard = {Modality.SPEECH: self.transcript}
+        found = {one: Answer(vector, "", heard.get(one, "")) for one, vector in self.vectors.items()}
+        return found | {one: Answer(None, reason, heard.get(one, "")) for one, reason in self.absent.items()}
+
+    def take(self, modality: Modality, vector: Vector | None, absent_reason: str, transcript: str) -> None:
+        """Note an answer. An absent one never replaces a vector; of two vectors the newer stands."""
+        if vector is not None:
+            self.vectors[modality] = vector
+            self.used |= _BIT[modality]
+            if self.absent:
+                self.absent.pop(modality, None)
+        elif modality in self.vectors:
+            return
+        else:
+            self.absent[modality] = absent_reason
+        self.answered |= _BIT[modality]
+        if modality is _SPEECH:
+            self.transcript = transcript
+
+    def after(self, kept: Answers) -> Joined:
+        """The same post, with the answers kept from before as if they had come first."""
+        both = Joined.of(self.partition, self.post, self.late)
+        for modality, answer in chain(kept.items(), self.answers.items()):
+            both.take(modality, answer.vector, answer.absent_reason, answer.transcript)
+        return both
 
 
-def merge(old: Answers, new: Answers) -> dict[Modality, Answer]:
-    """Both together. An absent answer never replaces a vector; of two vectors the newer stands."""
-    merged = dict(old)
-    for modality, answer in new.items():
-        _take_in(merged, modality, answer)
-    return merged
+def mask(modalities: Iterable[Modality]) -> int:
+    """Bit (1 << modality) for each."""
+    return sum(map(_BIT.__getitem__, set(modalities)))
 
 
-def _take_in(answers: dict[Modality, Answer], modality: Modality, answer: Answer) -> None:
-    known = answers.get(modality)
-    if known is None or answer.vector is not None or known.vector is None:
-        answers[modality] = answer
-
-
-@dataclass(slots=True)
-class _Open:
-    post: Post
-    first_offset: int
-    due_s: float
-    late: bool
-    size_bytes: int
-    answers: dict[Modality, Answer]
-    # The post as it came; see `Join.known`.
-    wire: bytes
+@cache
+def expected_mask(expected: frozenset[Modality]) -> int:
+    """`mask` of what a post expects: one of few sets."""
+    return mask(expected)
 
 
 @dataclass(slots=True)
@@ -74,11 +111,11 @@ class _Partition:
     # Of the open posts, about.
     size_bytes: int = 0
     # In order of arrival, so in order of first offset and of due time too.
-    open: dict[str, _Open] = field(default_factory=dict)
+    open: dict[str, Joined] = field(default_factory=dict)
     # Vectors of this turn that are views of their batches' matrices; `close` lets go of them.
-    views: list[tuple[_Open, Modality, Answer]] = field(default_factory=list)
+    views: list[tuple[Joined, Modality, Vector]] = field(default_factory=list)
     # Open posts with nothing left to wait for.
-    ready: dict[str, _Open] = field(default_factory=dict)
+    ready: dict[str, Joined] = field(default_factory=dict)
     # Ids of posts closed with parts missing (which are kept elsewhere) -> when to stop waiting, Unix seconds.
     awaited: dict[str, float] = field(default_factory=dict)
 
@@ -133,62 +170,70 @@ class Join:
         state = self._partitions[partition]
         state.next_offset = offset + 1
         opened, awaited, ready, views = state.open, state.awaited, state.ready, state.views
-        for entry in batch.entries:
-            post, answer = entry.post, entry.answer
-            waiting = opened.get(post.post_id)
+        bit = _BIT[modality]
+        rows = iter(batch.vectors)
+        for post, absent_reason, transcript, wire in zip(
+            batch.posts, batch.absent_reasons, batch.transcripts, batch.wires, strict=True
+        ):
+            vector = None if absent_reason else next(rows)
+            expected = expected_mask(post.expected)
+            if not expected & bit:
+                continue
+            post_id = post.post_id
+            waiting = opened.get(post_id)
             if waiting is not None and waiting.post is not post and waiting.post.rank != post.rank:
-                if waiting.post.rank > post.rank or modality not in post.expected:
+                if waiting.post.rank > post.rank:
                     continue
                 # What was heard of an older form is of no more use, so a restart need not read it again.
                 self._remove(state, waiting)
-                ready.pop(post.post_id, None)
+                ready.pop(post_id, None)
                 waiting = None
             if waiting is None:
-                if modality not in post.expected:
-                    continue
-                wire = entry.wire
-                size = OPEN_POST_BYTES + getsizeof(post.text) + len(wire)
-                waiting = _Open(post, offset, due_s, post.post_id in awaited, size, {modality: answer}, wire)
-                opened[post.post_id] = waiting
+                late = post_id in awaited
+                size = OPEN_POST_BYTES + post.text.__sizeof__() + len(wire)
+                waiting = Joined(partition, post, expected, late, {}, {}, "", 0, 0, offset, due_s, size, wire)
+                opened[post_id] = waiting
                 state.size_bytes += size
-                if len(post.expected) > 1:
+                if expected != bit:
                     self._known[wire] = post
-            elif modality in waiting.post.expected:
-                _take_in(waiting.answers, modality, answer)
-            else:
-                continue
-            if waiting.late or len(waiting.answers) == len(waiting.post.expected):
-                ready[post.post_id] = waiting
-            elif answer.vector is not None:
-                views.append((waiting, modality, answer))
+            waiting.take(modality, vector, absent_reason, transcript)
+            if waiting.answered == expected or waiting.late:
+                ready[post_id] = waiting
+            elif vector is not None:
+                views.append((waiting, modality, vector))
 
-    def close(self, now: float) -> list[Closed]:
+    def close(self, now: float) -> list[Joined]:
         """Take out what has nothing left to wait for, or has waited `grace_s`, or is too much to hold."""
         elapsed_s = self._tick(now)
-        closed = []
-        for partition, state in self._partitions.items():
-            closed += [self._take(partition, state, waiting) for waiting in state.ready.values()]
+        closed: list[Joined] = []
+        for state in self._partitions.values():
+            ready = list(state.ready.values())
             state.ready.clear()
+            for waiting in ready:
+                self._remove(state, waiting)
             overdue = list(takewhile(lambda waiting: waiting.due_s <= elapsed_s, state.open.values()))
-            closed += [self._take(partition, state, waiting) for waiting in overdue]
+            for waiting in overdue:
+                self._remove(state, waiting)
+            closed += ready
+            closed += overdue
             _own_vectors(state)
         surplus = list(self._surplus())
-        return closed + [
-            self._take(partition, self._partitions[partition], waiting) for partition, waiting in surplus
-        ]
+        for waiting in surplus:
+            self._remove(self._partitions[waiting.partition], waiting)
+        return closed + surplus
 
-    def _surplus(self) -> Iterator[tuple[int, _Open]]:
+    def _surplus(self) -> Iterator[Joined]:
         """The oldest of what is more than may be held, in number or in bytes."""
         posts, size = self.open_posts - self._max_open_posts, self.open_bytes - self._max_open_bytes
         if posts <= 0 and size <= 0:
             return
         oldest_first = heapq.merge(
-            *(_by_age(partition, state) for partition, state in self._partitions.items()), key=itemgetter(0)
+            *(state.open.values() for state in self._partitions.values()), key=attrgetter("due_s")
         )
-        for _, partition, waiting in oldest_first:
+        for waiting in oldest_first:
             if posts <= 0 and size <= 0:
                 return
-            yield partition, waiting
+            yield waiting
             posts, size = posts - 1, size - waiting.size_bytes
 
     def await_rest(self, partition: int, post_id: str, now: float) -> None:
@@ -232,11 +277,7 @@ class Join:
     def awaited_posts(self) -> int:
         return sum(len(state.awaited) for state in self._partitions.values())
 
-    def _take(self, partition: int, state: _Partition, waiting: _Open) -> Closed:
-        self._remove(state, waiting)
-        return Closed(partition, waiting.post, waiting.answers, waiting.late)
-
-    def _remove(self, state: _Partition, waiting: _Open) -> None:
+    def _remove(self, state: _Partition, waiting: Joined) -> None:
         del state.open[waiting.post.post_id]
         state.size_bytes -= waiting.size_bytes
         self._known.pop(waiting.wire, None)
@@ -249,21 +290,11 @@ class Join:
         return self._elapsed_s
 
 
-def _by_age(partition: int, state: _Partition) -> Iterator[tuple[float, int, _Open]]:
-    return ((waiting.due_s, partition, waiting) for waiting in state.open.values())
-
-
 def _own_vectors(state: _Partition) -> None:
     """Copy the vectors of posts that stay open: a view would keep its whole batch in memory for as long."""
-    for waiting, modality, answer in state.views:
-        vector = answer.vector
-        if (
-            vector is not None
-            and state.open.get(waiting.post.post_id) is waiting
-            and waiting.answers[modality] is answer
-        ):
-            own = vector.copy()
-            waiting.answers[modality] = replace(answer, vector=own)
+    for waiting, modality, vector in state.views:
+        if state.open.get(waiting.post.post_id) is waiting and waiting.vectors.get(modality) is vector:
+            waiting.vectors[modality] = own = vector.copy()
             waiting.size_bytes += own.nbytes
             state.size_bytes += own.nbytes
     state.views.clear()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from math import factorial
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -28,8 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.fusion.verdicts import Verdicts
 from shared.device import choose_device
-from shared.messages import Label, Modality, ModalityWeight, Vector, Verdict
+from shared.messages import Label, Modality, Vector
 from shared.weights import sha256_of
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -38,6 +40,8 @@ EMOTIONS = ("anger", "joy", "sadness", "fear", "surprise", "disgust", "neutral")
 STRATEGIES = ("concat", "weighted", "attention", "tensor")
 HEADS = ("mlp", "svm", "cnn", "rnn")
 MAX_SLOTS = 8  # 2**slots passes explain a verdict
+
+_LABELS = (Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE)  # of SENTIMENTS
 
 _MAX_ROWS = 16_384  # rows through the network at once: bounds memory, costs no speed
 
@@ -319,6 +323,14 @@ _STRATEGIES = {"concat": Concat, "weighted": Weighted, "attention": Attention, "
 _HEADS = {"mlp": MlpHead, "svm": SvmHead, "cnn": CnnHead, "rnn": RnnHead}
 
 
+class Group(NamedTuple):
+    """Posts that all have the slots `columns`, by their tokens (N, k, d); subsets (S, k) of those slots."""
+
+    tokens: Tensor
+    columns: Sequence[int]
+    subsets: Tensor
+
+
 class FusionNetwork(nn.Module):
     """Tokens, strategy and heads. `means` and `scales` standardise each slot; training sets them from its
     data.
@@ -416,20 +428,32 @@ class FusionNetwork(nn.Module):
             logits = logits + shown[:, :, self.config.width :].sum(1)
         return logits, self.feel(fused) if self.feel is not None else None
 
-    def of_subsets(
-        self, tokens: Tensor, columns: Sequence[int], subsets: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits (S, B, classes) of each of `subsets` (S, k) of the slots `columns`, whose tokens are
-        (B, k, d), and emotion logits (B, emotions) of the last subset."""
-        if isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead):
-            states = self.fuse.states(tokens[:, :, : self.config.width], columns, subsets)
-            logits = self.classify(Fused(states, states, subsets))
-            if self.wide is not None:
-                said = tokens[:, :, self.config.width :]
-                logits = logits + torch.einsum("sk,bkc->sbc", subsets.to(tokens.dtype), said)
-            return logits, self.feel(
-                Fused(states[-1], states[-1], subsets)
-            ) if self.feel is not None else None
+    def of_subsets(self, groups: Sequence[Group]) -> list[tuple[Tensor, Tensor | None]]:
+        """Of each group logits (S, N, classes) of every subset, and emotion logits (N, emotions) of the last.
+
+        What comes after the strategy is computed for all groups at once: fewer and larger products.
+        """
+        if not (isinstance(self.fuse, Concat | Attention) and isinstance(self.classify, MlpHead | SvmHead)):
+            return [self._one_by_one(group) for group in groups]
+        states = [
+            self.fuse.states(tokens[:, :, : self.config.width], columns, subsets)
+            for tokens, columns, subsets in groups
+        ]
+        logits = _together(self.classify, states)
+        if self.wide is not None:
+            logits = [
+                some
+                + torch.einsum(
+                    "sk,bkc->sbc", group.subsets.to(some.dtype), group.tokens[:, :, self.config.width :]
+                )
+                for some, group in zip(logits, groups, strict=True)
+            ]
+        if self.feel is None:
+            return [(some, None) for some in logits]
+        return list(zip(logits, _together(self.feel, [some[-1] for some in states]), strict=True))
+
+    def _one_by_one(self, group: Group) -> tuple[Tensor, Tensor | None]:
+        tokens, columns, subsets = group
         whole = tokens.new_zeros(len(tokens), len(self.config.slots), tokens.shape[2])
         whole[:, columns] = tokens
         masks = subsets.new_zeros(len(subsets), len(self.config.slots))
@@ -446,6 +470,15 @@ class FusionNetwork(nn.Module):
     def calibrated_emotions(self, logits: Tensor, present: Tensor) -> Tensor:
         """Probabilities (B, emotions) of emotion logits, likewise."""
         return functional.softmax(logits / self.emotion_temperatures[subset_codes(present)][:, None], 1)
+
+
+def _together(head: nn.Module, states: Sequence[Tensor]) -> list[Tensor]:
+    """What a head that reads the state alone says of each of `states` (.., d), in one pass."""
+    flat = torch.cat([some.flatten(0, -2) for some in states])
+    said = head(Fused(flat, flat[:, None], flat.new_ones(len(flat), 1)))
+    shapes = [some.shape[:-1] for some in states]
+    parts = torch.split(said, [shape.numel() for shape in shapes])
+    return [part.view(*shape, -1) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def subset_codes(present: Tensor) -> Tensor:
@@ -547,7 +580,7 @@ class FusionModel:
         }
         return cls(network, version, choose_device(device), encoders)
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
         """A verdict per post from the vectors it has; UNSCORED for a post with none that this model knows.
 
         Raises ValueError for a vector of another length than the model's, or a model of other classes.
@@ -557,37 +590,35 @@ class FusionModel:
         by_slot = {modality.name.lower(): modality for modality in self.dimensions}
         keys = [by_slot.get(slot) for slot in self.slots]
         opinion = self._judge(posts, keys)
+        labels = list(map(_LABELS.__getitem__, opinion.probabilities.argmax(1).tolist()))
+        probabilities = list(zip(*opinion.probabilities.T.tolist(), strict=True))
+        scores, emotions = opinion.explained.tolist(), opinion.emotions.tolist()
         order = sorted((modality, column) for column, modality in enumerate(keys) if modality is not None)
-        emotions, version = self.config.emotions, self.model_version
-        labels = [Label.NEGATIVE, Label.NEUTRAL, Label.POSITIVE]
-        shown: dict[tuple[Modality, ...], list[tuple[Modality, int]]] = {}
-        verdicts = []
-        rows = zip(
-            map(tuple, posts),
-            opinion.probabilities.argmax(1).tolist(),
-            zip(*opinion.probabilities.T.tolist(), strict=True),
-            opinion.explained.tolist(),
-            opinion.contributions.tolist(),
-            opinion.emotions.tolist(),
-            strict=True,
-        )
-        for given, best, probabilities, score, contributions, feelings in rows:
-            known = shown.get(given)
-            if known is None:
-                known = shown[given] = [(modality, column) for modality, column in order if modality in given]
-            verdicts.append(
-                Verdict(
-                    labels[best],
-                    probabilities,
-                    score,
-                    tuple([ModalityWeight(modality, contributions[column]) for modality, column in known]),
-                    dict(zip(emotions, feelings, strict=True)),
-                    version,
-                )
-                if known
-                else Verdict(Label.UNSCORED, (0.0, 0.0, 0.0), 0.0, (), {}, version)
+        known = {}
+        for keys_given in set(map(tuple, posts)):
+            some = [(modality, column) for modality, column in order if modality in keys_given]
+            known[keys_given] = (
+                tuple(modality for modality, _ in some),
+                _picker([column for _, column in some]),
             )
-        return verdicts
+        shown = list(map(known.__getitem__, map(tuple, posts)))
+        given = [modalities for modalities, _ in shown]
+        shares = opinion.contributions.tolist()
+        contributions = [pick(each) for (_, pick), each in zip(shown, shares, strict=True)]
+        for row, modalities in enumerate(given):
+            if not modalities:
+                labels[row], probabilities[row] = Label.UNSCORED, (0.0, 0.0, 0.0)
+                scores[row], emotions[row] = 0.0, ()
+        return Verdicts(
+            labels,
+            probabilities,
+            scores,
+            given,
+            contributions,
+            self.config.emotions,
+            emotions,
+            self.model_version,
+        )
 
     def judge(self, posts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Opinion:
         """Probabilities, emotions and contributions per post, given by slot name; posts may have any subset.
@@ -600,67 +631,70 @@ class FusionModel:
     @torch.inference_mode()
     def _judge(self, posts: Sequence[Mapping[Any, npt.NDArray[Any]]], keys: Sequence[object]) -> Opinion:
         """keys: of each slot, what a post has its vector under."""
-        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for row, post in enumerate(posts):
-            alike[tuple(post)].append(row)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for given, rows in alike.items():
-            groups[tuple(column for column, key in enumerate(keys) if key in given)] += rows
         count = len(posts)
         probabilities = np.tile(self._prior, (count, 1))
         emotions = np.tile(self._prior_emotions, (count, 1))
         contributions = np.zeros((count, len(self.slots)))
         explained = self._explained(probabilities, probabilities)
         prior = explained.copy()
-        groups.pop((), None)
-        for columns, all_rows in groups.items():
-            step = max(1, _MAX_ROWS >> len(columns))
-            for start in range(0, len(all_rows), step):
-                rows = all_rows[start : start + step]
-                vectors = [
-                    self._stack(self.slots[column], [posts[row][keys[column]] for row in rows])
-                    for column in columns
-                ]
-                p, emotions[rows], shares, prior[rows] = self._judge_group(vectors, columns)
+        step = max(1, _MAX_ROWS >> len(self.slots))
+        for start in range(0, count, step):
+            groups = _alike(posts[start : start + step], keys, start)
+            if not groups:
+                continue
+            for (columns, given), judged in zip(
+                groups.items(), self._judge_groups(posts, keys, groups), strict=True
+            ):
+                rows = np.array(given)
+                p, emotions[rows], shares, prior[rows] = judged
                 probabilities[rows] = p
                 explained[rows] = self._explained(p, p)
-                contributions[np.ix_(rows, columns)] = shares
+                contributions[rows[:, None], columns] = shares
         return Opinion(probabilities, emotions, contributions, explained, prior)
 
-    def _stack(self, slot: str, vectors: list[npt.NDArray[Any]]) -> Tensor:
-        stacked = np.array(vectors)
-        if stacked.shape[1:] != (self.config.slots[slot],):
-            raise ValueError(
-                f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {self.config.slots[slot]}"
-            )
-        return torch.from_numpy(stacked).to(self._device)
-
-    def _judge_group(
-        self, vectors: Sequence[Tensor], columns: Sequence[int]
-    ) -> tuple[Doubles, Doubles, Doubles, Doubles]:
-        """Posts that all have the slots `columns`: probabilities, emotions, (N, slots present) Shapley
-        values, priors.
+    def _judge_groups(
+        self,
+        posts: Sequence[Mapping[Any, npt.NDArray[Any]]],
+        keys: Sequence[object],
+        rows: Mapping[tuple[int, ...], Sequence[int]],
+    ) -> Iterator[tuple[Doubles, Doubles, Doubles, Doubles]]:
+        """Of the posts that have the same slots: probabilities, emotions, (N, slots present) Shapley values,
+        priors.
 
         Source: Shapley 1953. With at most 4 slots the 16 subsets are all evaluated: nothing is sampled.
         """
-        subsets, weights = self._subsets[
-            len(columns)
-        ]  # (S, k) bool, (S, k): the empty one first, the whole last
-        tokens = torch.stack(
-            [
-                self.network.token(column, self.slots[column], some)
-                for column, some in zip(columns, vectors, strict=True)
-            ],
-            1,
-        )
-        some = torch.from_numpy(subsets[1:]).to(self._device)
-        logits, feelings = self.network.of_subsets(tokens, columns, some)
-        codes = subsets[1:] @ (1 << np.array(columns))
-        p = self._probabilities(logits, codes.tolist())  # (S - 1, N, classes)
-        full = p[-1]
-        prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
-        values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
-        return full, self._emotions(feelings, int(codes[-1]), len(full)), values @ weights, prior
+        # One product for all vectors of a slot, and each group's part of it.
+        tokens: dict[tuple[int, ...], list[Tensor]] = {columns: [] for columns in rows}
+        for column in sorted({column for columns in rows for column in columns}):
+            having = [columns for columns in rows if column in columns]
+            all_tokens = self._tokens(
+                column, [posts[row][keys[column]] for columns in having for row in rows[columns]]
+            )
+            parts = torch.split(all_tokens, [len(rows[columns]) for columns in having])
+            for columns, some in zip(having, parts, strict=True):
+                tokens[columns].append(some)
+        subsets = [self._subsets[len(columns)] for columns in rows]  # the empty one first, the whole last
+        groups = [
+            Group(torch.stack(some, 1), columns, torch.from_numpy(masks[1:]).to(self._device))
+            for (columns, some), (masks, _) in zip(tokens.items(), subsets, strict=True)
+        ]
+        for group, (masks, weights), (logits, feelings) in zip(
+            groups, subsets, self.network.of_subsets(groups), strict=True
+        ):
+            codes = masks[1:] @ (1 << np.array(group.columns))
+            p = self._probabilities(logits, codes.tolist())  # (S - 1, N, classes)
+            full = p[-1]
+            prior = self._explained(np.broadcast_to(self._prior, full.shape), full)
+            values = np.stack([prior, *(self._explained(one, full) for one in p)], 1)  # (N, S)
+            yield full, self._emotions(feelings, int(codes[-1]), len(full)), values @ weights, prior
+
+    def _tokens(self, column: int, vectors: Sequence[npt.NDArray[Any]]) -> Tensor:
+        """(N, d) tokens of vectors of one slot."""
+        slot, width = self.slots[column], self.config.slots[self.slots[column]]
+        stacked = np.array(vectors)
+        if stacked.shape[1:] != (width,):
+            raise ValueError(f"{slot} vectors of shape {stacked.shape[1:]}; the model takes {width}")
+        return self.network.token(column, slot, torch.from_numpy(stacked).to(self._device))
 
     def _probabilities(self, logits: Tensor, codes: Sequence[int]) -> Doubles:
         """(S, N, classes) calibrated probabilities of the logits of each subset, given its `subset_codes`."""
@@ -680,6 +714,27 @@ class FusionModel:
         if self.config.classes == SENTIMENTS:
             return probabilities[:, 2] - probabilities[:, 0]
         return np.asarray(probabilities[np.arange(len(final)), final.argmax(1)])
+
+
+def _picker(columns: Sequence[int]) -> Callable[[Sequence[float]], Sequence[float]]:
+    """What takes these columns of a row."""
+    if len(columns) > 1:
+        return itemgetter(*columns)
+    return itemgetter(slice(columns[0], columns[0] + 1) if columns else slice(0))
+
+
+def _alike(
+    posts: Sequence[Mapping[Any, npt.NDArray[Any]]], keys: Sequence[object], first: int
+) -> dict[tuple[int, ...], list[int]]:
+    """The rows of the posts, counted from `first`, by the slots they have; those with none are left out."""
+    by_keys: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for row, post in enumerate(posts, first):
+        by_keys[tuple(post)].append(row)
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for given, rows in by_keys.items():
+        groups[tuple(column for column, key in enumerate(keys) if key in given)] += rows
+    groups.pop((), None)
+    return groups
 
 
 def _subsets(count: int) -> tuple[npt.NDArray[np.bool_], Doubles]:

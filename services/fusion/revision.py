@@ -5,52 +5,61 @@ A form is a post as it was first written, or after an edit, or deleted: see `Pos
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum, auto
-from functools import cache
+from typing import Final
 
-from services.fusion.join import Answers
+from services.fusion.join import Joined
 from services.fusion.trends import Counted
-from shared.messages import Label, Modality, Post, PostSentiment, Verdict, value
+from services.fusion.verdicts import Verdicts
+from shared.messages import Label, Modality, ModalityWeight, Post, PostSentiment, Verdict, value
 from shared.tables import MICRO
+
+NO_ANSWER: Final = "no answer in time"
 
 
 @value
 class Scored:
-    """A post, the answers that came for it, and what the model made of them.
+    """A post with the answers that came for it, and what the model made of them: a row of `verdicts`."""
 
-    verdict.modalities: one entry for each modality that was expected.
-    """
-
-    partition: int
-    post: Post
-    answers: Answers
-    verdict: Verdict
+    joined: Joined
+    verdicts: Verdicts
+    row: int
 
     @property
-    def answered(self) -> int:
-        return mask(self.answers)
+    def post(self) -> Post:
+        return self.joined.post
 
     @property
-    def used(self) -> int:
-        return mask([modality for modality, answer in self.answers.items() if answer.vector is not None])
+    def label(self) -> Label:
+        return self.verdicts.labels[self.row]
 
     @property
-    def complete(self) -> bool:
-        return self.post.expected <= self.answers.keys()
+    def verdict(self) -> Verdict:
+        """With one entry for each modality expected: what it contributed, or why it did not."""
+        verdict = self.verdicts[self.row]
+        if len(verdict.modalities) == len(self.post.expected):
+            return verdict  # nothing is missing
+        contributed = {weight.modality: weight for weight in verdict.modalities}
+        weights = [
+            contributed.get(modality) or ModalityWeight(modality, 0.0, self._absent_reason(modality))
+            for modality in sorted(self.post.expected)
+        ]
+        return replace(verdict, modalities=tuple(weights))
 
-    @property
-    def transcript(self) -> str:
-        speech = self.answers.get(Modality.SPEECH)
-        return "" if speech is None else speech.transcript
+    def _absent_reason(self, modality: Modality) -> str:
+        if not self.joined.answered >> modality & 1:
+            return NO_ANSWER
+        return self.joined.absent.get(modality, "")
 
     def sentiment(self, revision: int, now: datetime) -> PostSentiment:
         """As it is published."""
-        if self.post.deleted:
-            return retraction(self.post, revision, now)
-        return PostSentiment(self.post, revision, self.verdict, self.complete, now, self.transcript)
+        joined = self.joined
+        if joined.post.deleted:
+            return retraction(joined.post, revision, now)
+        return PostSentiment(joined.post, revision, self.verdict, joined.complete, now, joined.transcript)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,27 +86,21 @@ class Outcome(Enum):
 class Written:
     """A verdict after its transaction.
 
-    sentiment: what stands now, whatever the outcome. It is published every time: a replay may be the sign
-    that a crash came between storing and publishing.
+    revision, time: of the verdict `scored` where that stands now.
+    other: what stands instead of it.
     """
 
     scored: Scored
     outcome: Outcome
-    sentiment: PostSentiment
+    revision: int
+    time: datetime
+    other: PostSentiment | None = None
 
-
-def mask(modalities: Iterable[Modality]) -> int:
-    """Bit (1 << modality) for each."""
-    bits = 0
-    for modality in modalities:
-        bits |= 1 << modality
-    return bits
-
-
-@cache
-def expected_mask(expected: frozenset[Modality]) -> int:
-    """`mask` of what a post expects: one of few sets."""
-    return mask(expected)
+    @property
+    def sentiment(self) -> PostSentiment:
+        """What stands now, whatever the outcome. It is published every time: a replay may be the sign that a
+        crash came between storing and publishing."""
+        return self.other or self.scored.sentiment(self.revision, self.time)
 
 
 def retraction(post: Post, revision: int, now: datetime) -> PostSentiment:
@@ -118,28 +121,29 @@ def retraction(post: Post, revision: int, now: datetime) -> PostSentiment:
 def revise(standing: Standing | None, scored: Scored, now: datetime) -> Written:
     """What is to become of a verdict made `now`, given the one that stands."""
     if standing is None:
-        return Written(scored, Outcome.WRITTEN, scored.sentiment(1, now))
+        return Written(scored, Outcome.WRITTEN, 1, now)
     outcome = _compare(standing, scored)
+    known = standing.sentiment
     if outcome is not Outcome.WRITTEN:
-        return Written(scored, outcome, standing.sentiment)
-    revision = standing.sentiment.revision + 1
-    if scored.post.deleted:  # it says nothing of what it was counted for; what stands does
-        return Written(scored, outcome, retraction(standing.sentiment.post, revision, now))
-    return Written(scored, outcome, scored.sentiment(revision, now))
+        return Written(scored, outcome, known.revision, known.classified_time, known)
+    revision = known.revision + 1
+    # A deletion says nothing of what the post was counted for; what stands does.
+    gone = retraction(known.post, revision, now) if scored.post.deleted else None
+    return Written(scored, outcome, revision, now, gone)
 
 
 def _compare(standing: Standing, scored: Scored) -> Outcome:
-    known = standing.sentiment.post
-    if scored.post.rank != known.rank:
-        return Outcome.WRITTEN if scored.post.rank > known.rank else Outcome.POORER
+    joined, known = scored.joined, standing.sentiment.post
+    if joined.post.rank != known.rank:
+        return Outcome.WRITTEN if joined.post.rank > known.rank else Outcome.POORER
     if known.deleted:
         return Outcome.SAME
-    if scored.used != standing.used:
-        return Outcome.WRITTEN if _within(standing.used, scored.used) else Outcome.POORER
-    if scored.answered != standing.answered:
-        return Outcome.WRITTEN if _within(standing.answered, scored.answered) else Outcome.POORER
-    known_version = standing.sentiment.verdict.model_version
-    return Outcome.SAME if scored.verdict.model_version == known_version else Outcome.WRITTEN
+    if joined.used != standing.used:
+        return Outcome.WRITTEN if _within(standing.used, joined.used) else Outcome.POORER
+    if joined.answered != standing.answered:
+        return Outcome.WRITTEN if _within(standing.answered, joined.answered) else Outcome.POORER
+    same = scored.verdicts.model_version == standing.sentiment.verdict.model_version
+    return Outcome.SAME if same else Outcome.WRITTEN
 
 
 def counted(sentiment: PostSentiment) -> Counted:
@@ -147,6 +151,14 @@ def counted(sentiment: PostSentiment) -> Counted:
     post, verdict = sentiment.post, sentiment.verdict
     micro = score_micro(verdict.score)
     return Counted(post.event_time, post.topics, post.platform, post.language, verdict.label, micro)
+
+
+def counted_new(items: Iterable[Written]) -> Iterator[Counted]:
+    """What the trends count of verdicts that stand now."""
+    for item in items:
+        post, verdicts, row = item.scored.joined.post, item.scored.verdicts, item.scored.row
+        micro = score_micro(verdicts.scores[row])
+        yield Counted(post.event_time, post.topics, post.platform, post.language, verdicts.labels[row], micro)
 
 
 def score_micro(score: float) -> int:
@@ -157,16 +169,17 @@ def fullest(verdicts: Iterable[Scored]) -> list[Scored]:
     """One verdict per post, of its latest form the best informed, in order of post id."""
     best: dict[str, Scored] = {}
     for scored in verdicts:
-        known = best.get(scored.post.post_id)
-        if known is None or _over(scored, known):
-            best[scored.post.post_id] = scored
+        post_id = scored.joined.post.post_id
+        known = best.get(post_id)
+        if known is None or _over(scored.joined, known.joined):
+            best[post_id] = scored
     return [best[post_id] for post_id in sorted(best)]
 
 
-def _over(scored: Scored, known: Scored) -> bool:
-    if scored.post.rank != known.post.rank:
-        return scored.post.rank > known.post.rank
-    return _within(known.used, scored.used)
+def _over(joined: Joined, known: Joined) -> bool:
+    if joined.post.rank != known.post.rank:
+        return joined.post.rank > known.post.rank
+    return _within(known.used, joined.used)
 
 
 def _within(some: int, all_: int) -> bool:

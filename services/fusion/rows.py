@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from functools import cache
+from itertools import chain, islice
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
-from services.fusion.revision import Written, expected_mask, score_micro
+from services.fusion.revision import Scored, Written, score_micro
 from services.fusion.trends import Counts, Key
+from services.fusion.verdicts import Verdicts
 from shared import tables
 from shared.db import copy_array, copy_texts
-from shared.messages import Media, Modality, ModalityWeight
+from shared.messages import Label, Media, Modality, ModalityWeight
 
 POST_COLUMNS: Final = tuple(column.name for column in tables.posts.columns)
 TREND_COLUMNS: Final = (*Key._fields, *Counts._fields)
 
-_CONTRIBUTION: Final = {modality: f'"{modality.name}":{{"contribution":' for modality in Modality}
+_MASKS: Final = [str(bits) for bits in range(2 << max(Modality))]
+_LABELS: Final = {label: str(int(label)) for label in Label}
 
 
 def posts_text(items: Sequence[Written]) -> str:
@@ -29,10 +33,12 @@ def posts_text(items: Sequence[Written]) -> str:
     if not items:
         return ""
     scored = [item.scored for item in items]
-    posts = [one.post for one in scored]
-    verdicts = [one.verdict for one in scored]
-    negative, neutral, positive = zip(*[verdict.probabilities for verdict in verdicts], strict=True)
+    joined = [one.joined for one in scored]
+    posts = [one.post for one in joined]
+    judged = _judged(scored)
     arrays = {topics: copy_array(topics) for topics in {post.topics for post in posts}}
+    times = {item.time for item in items}  # mostly one
+    classified = dict(zip(times, _times(list(times)), strict=True))
     columns: dict[str, Iterable[str]] = {
         "post_id": copy_texts([post.post_id for post in posts]),
         "event_time": _times([post.event_time for post in posts]),
@@ -45,20 +51,20 @@ def posts_text(items: Sequence[Written]) -> str:
         "url": copy_texts([post.url for post in posts]),
         "ingest_time": _times([post.ingest_time for post in posts]),
         "traceparent": copy_texts([post.traceparent for post in posts]),
-        "revision": [str(item.sentiment.revision) for item in items],
-        "label": [str(int(verdict.label)) for verdict in verdicts],
-        "negative": _numbers(negative),
-        "neutral": _numbers(neutral),
-        "positive": _numbers(positive),
-        "score_micro": [str(score_micro(verdict.score)) for verdict in verdicts],
-        "expected": [str(expected_mask(post.expected)) for post in posts],
-        "answered": [str(one.answered) for one in scored],
-        "used": [str(one.used) for one in scored],
-        "modalities": copy_texts(_modalities([verdict.modalities for verdict in verdicts])),
-        "emotions": copy_texts([_json(verdict.emotions) for verdict in verdicts]),
-        "transcript": copy_texts([one.transcript for one in scored]),
-        "model_version": copy_texts([verdict.model_version for verdict in verdicts]),
-        "classified_time": _times([item.sentiment.classified_time for item in items]),
+        "revision": [str(item.revision) for item in items],
+        "label": judged.label,
+        "negative": judged.negative,
+        "neutral": judged.neutral,
+        "positive": judged.positive,
+        "score_micro": judged.score_micro,
+        "expected": [_MASKS[one.expected] for one in joined],
+        "answered": [_MASKS[one.answered] for one in joined],
+        "used": [_MASKS[one.used] for one in joined],
+        "modalities": copy_texts(judged.modalities),
+        "emotions": copy_texts(judged.emotions),
+        "transcript": copy_texts([one.transcript for one in joined]),
+        "model_version": copy_texts([one.verdicts.model_version for one in scored]),
+        "classified_time": [classified[item.time] for item in items],
         "version": [str(post.version) for post in posts],
     }
     return _lines([columns[name] for name in POST_COLUMNS])
@@ -113,17 +119,74 @@ def _media(media: Iterable[Media]) -> str:
     )
 
 
-def _modalities(column: Sequence[Sequence[ModalityWeight]]) -> list[str]:
-    """{"TEXT": {"contribution": 0.4, "absent_reason": ""}, ..} of each post."""
-    numbers = iter(_numbers([weight.contribution for weights in column for weight in weights]))
-    return [
-        "{" + ",".join([_weight(weight, next(numbers)) for weight in weights]) + "}" for weights in column
-    ]
+class _Judged(NamedTuple):
+    """The columns that say what the model made of the posts."""
+
+    label: list[str]
+    negative: list[str]
+    neutral: list[str]
+    positive: list[str]
+    score_micro: list[str]
+    modalities: list[str]
+    emotions: list[str]
 
 
-def _weight(weight: ModalityWeight, contribution: str) -> str:
-    reason = _json(_text(weight.absent_reason)) if weight.absent_reason else '""'
-    return f'{_CONTRIBUTION[weight.modality]}{contribution},"absent_reason":{reason}}}'
+def _judged(scored: Sequence[Scored]) -> _Judged:
+    """All verdicts of a turn are written as text together, then those of `scored` are taken, in its order."""
+    starts: dict[int, int] = {}
+    every = _Judged([], [], [], [], [], [], [])
+    for key, verdicts in {id(one.verdicts): one.verdicts for one in scored}.items():
+        starts[key] = len(every.label)
+        for column, more in zip(every, _texts(verdicts), strict=True):
+            column.extend(more)
+    rows = [starts[id(one.verdicts)] + one.row for one in scored]
+    judged = _Judged(*([column[row] for row in rows] for column in every))
+    whole = [len(one.verdicts.given[one.row]) == len(one.joined.post.expected) for one in scored]
+    if all(whole):
+        return judged
+    return judged._replace(
+        modalities=[
+            text
+            if nothing_missing
+            else _json({weight.modality.name: _weight(weight) for weight in one.verdict.modalities})
+            for one, nothing_missing, text in zip(scored, whole, judged.modalities, strict=True)
+        ]
+    )
+
+
+def _texts(verdicts: Verdicts) -> _Judged:
+    """modalities: as of posts that have a vector of all they expect."""
+    probabilities = _numbers(list(chain.from_iterable(verdicts.probabilities)))
+    shares = iter(_numbers(list(chain.from_iterable(verdicts.contributions))))
+    names = len(verdicts.emotion_names)
+    chances = zip(*[iter(_numbers(list(chain.from_iterable(verdicts.emotions))))] * names, strict=False)
+    emotions = map(_probabilities(verdicts.emotion_names).__mod__, chances)
+    return _Judged(
+        list(map(_LABELS.__getitem__, verdicts.labels)),
+        probabilities[0::3],
+        probabilities[1::3],
+        probabilities[2::3],
+        [str(score_micro(score)) for score in verdicts.scores],
+        [_contributions(given) % tuple(islice(shares, len(given))) for given in verdicts.given],
+        [next(emotions) if some else "{}" for some in verdicts.emotions],
+    )
+
+
+def _weight(weight: ModalityWeight) -> dict[str, float | str]:
+    return {"contribution": weight.contribution, "absent_reason": _text(weight.absent_reason)}
+
+
+@cache
+def _contributions(given: tuple[Modality, ...]) -> str:
+    """{"TEXT": {"contribution": %s, "absent_reason": ""}, ..}"""
+    each = (f'"{modality.name}":{{"contribution":%s,"absent_reason":""}}' for modality in given)
+    return "{" + ",".join(each) + "}"
+
+
+@cache
+def _probabilities(names: tuple[str, ...]) -> str:
+    """{"joy": %s, ..}"""
+    return "{" + ",".join(_json(name).replace("%", "%%") + ":%s" for name in names) + "}"
 
 
 def _text(value: str) -> str:

@@ -21,6 +21,7 @@ from services.fusion.revision import (
     Standing,
     Written,
     counted,
+    counted_new,
     fullest,
     retraction,
     revise,
@@ -226,7 +227,7 @@ class PostgresStore:
     ) -> list[Written]:
         with self._engine.begin() as connection:
             self._check_claims(
-                connection, generations, {*next_offsets, *(scored.partition for scored in verdicts)}
+                connection, generations, {*next_offsets, *(scored.joined.partition for scored in verdicts)}
             )
             known = _known(connection, verdicts)
             written = [_revised(scored, known[scored.post.post_id], now) for scored in verdicts]
@@ -236,7 +237,7 @@ class PostgresStore:
                 self._ensure_days({item.scored.post.event_time.date() for item in stand})
                 replaced = [known[item.scored.post.post_id].standing for item in fresh]
                 changes = deltas(
-                    [counted(item.sentiment) for item in stand],
+                    counted_new(stand),
                     [counted(standing.sentiment) for standing in replaced if standing is not None],
                 )
                 # A post that is new to `post_days` has no row, so it needs no upsert and no table between.
@@ -388,7 +389,8 @@ def _standing(row: sa.Row[Any], post: Post, event_time: datetime) -> Standing:
 
 def _revised(scored: Scored, known: _Known, now: datetime) -> Written:
     if known.event_time != scored.post.event_time:
-        scored = replace(scored, post=replace(scored.post, event_time=known.event_time))
+        post = replace(scored.post, event_time=known.event_time)
+        scored = replace(scored, joined=replace(scored.joined, post=post))
     return revise(known.standing, scored, now)
 
 
@@ -406,15 +408,15 @@ def _keep_parts(
         if item.outcome is not Outcome.POORER
         and known[item.scored.post.post_id].standing is not None
         # Parts of an older form are of no more use either.
-        and (item.scored.complete or _another_form(item, known))
+        and (item.scored.joined.complete or _another_form(item, known))
     ]
     if done or expired:
         connection.execute(_DROP_PARTS, {"ids": [*done, *expired]})
     parts = [
-        (scored.post.post_id, int(modality), scored.partition, now, _part(scored.post, modality, answer))
-        for scored in (item.scored for item in written if item.outcome is not Outcome.POORER)
-        if not scored.complete
-        for modality, answer in scored.answers.items()
+        (joined.post.post_id, int(modality), joined.partition, now, _part(joined.post, modality, answer))
+        for joined in (item.scored.joined for item in written if item.outcome is not Outcome.POORER)
+        if not joined.complete
+        for modality, answer in joined.answers.items()
     ]
     if parts:
         names = ("ids", "modalities", "partitions", "times", "embeddings")
@@ -430,5 +432,5 @@ def _another_form(item: Written, known: Mapping[str, _Known]) -> bool:
 def _part(post: Post, modality: Modality, answer: Answer) -> bytes:
     """One answer as an EmbeddingBatch of one entry. Which version of the encoder gave it is not kept."""
     dimension = 1 if answer.vector is None else len(answer.vector)
-    batch = EmbeddingBatch(modality, "", dimension, (EmbeddingEntry(post, answer),))
+    batch = EmbeddingBatch.of(modality, "", dimension, (EmbeddingEntry(post, answer),))
     return codec.encode_embeddings(batch, partition=0, service="fusion", id="", time=post.event_time).value

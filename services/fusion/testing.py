@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from services.fusion.join import Answers
+from services.fusion.join import Answers, Joined
 from services.fusion.revision import Outcome, Scored, Standing, Written, counted, fullest, revise
 from services.fusion.store import Claim
 from services.fusion.trends import ZERO, Counts, Key, deltas
+from services.fusion.verdicts import Verdicts
 from shared.errors import Fenced
-from shared.messages import Label, Modality, ModalityWeight, Vector, Verdict
+from shared.messages import Label, Modality, ModalityWeight, Post, Vector, Verdict
 
 DIMENSION: Final = 4
 
@@ -32,8 +33,8 @@ class FakeClassifier:
     def dimensions(self) -> Mapping[Modality, int]:
         return dict.fromkeys(Modality, DIMENSION)
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
-        return [self._verdict(post) for post in posts]
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
+        return verdicts_of([self._verdict(post) for post in posts], self.model_version)
 
     def _verdict(self, post: Mapping[Modality, Vector]) -> Verdict:
         if not post:
@@ -46,6 +47,27 @@ class FakeClassifier:
         return Verdict(
             label, (sure[0], sure[1], sure[2]), score, weights, {"joy": sure[2]}, self.model_version
         )
+
+
+def verdicts_of(verdicts: Sequence[Verdict], model_version: str) -> Verdicts:
+    """The columns of these verdicts, whose emotions have the same names where they have any."""
+    weights = [[one for one in verdict.modalities if not one.absent_reason] for verdict in verdicts]
+    return Verdicts(
+        [verdict.label for verdict in verdicts],
+        [verdict.probabilities for verdict in verdicts],
+        [verdict.score for verdict in verdicts],
+        [tuple(weight.modality for weight in some) for some in weights],
+        [[weight.contribution for weight in some] for some in weights],
+        tuple({name: None for verdict in verdicts for name in verdict.emotions}),
+        [list(verdict.emotions.values()) for verdict in verdicts],
+        model_version,
+    )
+
+
+def judged(partition: int, post: Post, answers: Answers, verdict: Verdict) -> Scored:
+    """A post by itself with this verdict on it."""
+    joined = Joined.of(partition, post).after(answers)
+    return Scored(joined, verdicts_of([verdict], verdict.model_version), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +86,7 @@ class MemoryStore:
         self.posts: dict[str, Row] = {}
         self.deleted: dict[str, Standing] = {}
         self.trends: dict[Key, Counts] = {}
-        self.kept: dict[str, Scored] = {}
+        self.kept: dict[str, Joined] = {}
         self.closed_s: dict[str, float] = {}
         self.generations: dict[int, int] = defaultdict(int)
         self.next_offsets: dict[int, int] = defaultdict(int)
@@ -101,7 +123,7 @@ class MemoryStore:
         expired: Sequence[str] = (),
         now: datetime,
     ) -> list[Written]:
-        partitions = {*next_offsets, *(scored.partition for scored in verdicts)}
+        partitions = {*next_offsets, *(scored.joined.partition for scored in verdicts)}
         stale = frozenset(one for one in partitions if self.generations[one] != generations[one])
         if stale:
             raise Fenced(stale)
@@ -114,7 +136,8 @@ class MemoryStore:
     def _store(self, scored: Scored, now: datetime) -> Written:
         post_id = scored.post.post_id
         event_time = self.days.setdefault(post_id, scored.post.event_time)
-        scored = replace(scored, post=replace(scored.post, event_time=event_time))
+        joined = replace(scored.joined, post=replace(scored.post, event_time=event_time))
+        scored = replace(scored, joined=joined)
         row = self.posts.get(post_id)
         standing = row.standing if row else self.deleted.get(post_id)
         written = revise(standing, scored, now)
@@ -123,7 +146,7 @@ class MemoryStore:
         if standing and scored.post.rank != standing.sentiment.post.rank:
             self._drop_parts(post_id)
         if written.outcome is Outcome.WRITTEN:
-            stands = Standing(scored.used, scored.answered, written.sentiment)
+            stands = Standing(joined.used, joined.answered, written.sentiment)
             if scored.post.deleted:
                 self.posts.pop(post_id, None)
                 self.deleted[post_id] = stands
@@ -138,11 +161,11 @@ class MemoryStore:
                     del self.trends[key]
                 else:
                     self.trends[key] = total
-        if scored.complete:
+        if joined.complete:
             self._drop_parts(post_id)
         else:
             kept_before = self.kept[post_id].answers if post_id in self.kept else {}
-            self.kept[post_id] = replace(scored, answers={**kept_before, **scored.answers})
+            self.kept[post_id] = Joined.of(joined.partition, joined.post).after(kept_before | joined.answers)
             self.closed_s[post_id] = now.timestamp()
         return written
 

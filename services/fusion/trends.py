@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from shared.messages import Label, value
+from shared.messages import Label
 from shared.tables import ALL_POSTS, Grain
 
 
@@ -38,8 +38,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
 
 
-@value
-class Counted:
+class Counted(NamedTuple):
     """What the trends count of one post."""
 
     event_time: datetime
@@ -61,19 +60,18 @@ def truncate(time: datetime, grain: Grain) -> datetime:
 def deltas(added: Iterable[Counted], retracted: Iterable[Counted] = ()) -> dict[Key, Counts]:
     """What to add to which rows when posts come and old verdicts go: rows that change, in key order."""
     # Posts that are counted in the same rows first: there are far fewer rows than posts.
+    unscored = Label.UNSCORED
     alike: dict[tuple[int, tuple[str, ...], str, str], list[int]] = {}
     for sign, posts in ((1, added), (-1, retracted)):
-        for post in posts:
-            minute = (post.event_time - _EPOCH) // _MINUTE
-            together = (minute, post.topics, post.platform, post.language)
+        for event_time, topics, platform, language, label, score_micro in posts:
+            together = ((event_time - _EPOCH) // _MINUTE, topics, platform, language)
             counts = alike.get(together)
             if counts is None:
                 counts = alike[together] = [0] * len(ZERO)
-            label = post.label
             counts[0] += sign
             counts[label] += sign  # Counts has the labels' columns at the labels' values
-            if label is not Label.UNSCORED:
-                counts[5] += sign * post.score_micro
+            if label is not unscored:
+                counts[5] += sign * score_micro
     sums: dict[Key, list[int]] = {}
     for (minute, topics, platform, language), counts in alike.items():
         start = _EPOCH + minute * _MINUTE

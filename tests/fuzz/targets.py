@@ -262,7 +262,7 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
         embeddings,
         [
             codec.encode_embeddings(
-                EmbeddingBatch(Modality.IMAGE, "model@1", 3, _ENTRIES),
+                EmbeddingBatch.of(Modality.IMAGE, "model@1", 3, _ENTRIES),
                 partition=0,
                 service="fuzz",
                 id="1",

@@ -32,6 +32,7 @@ from deploy.local.state import State, postgres_url
 from protos.crowdtone.v1 import api_pb2, api_pb2_grpc
 from services.fusion.revision import Scored
 from services.fusion.store import PostgresStore
+from services.fusion.testing import judged
 from shared import db
 from shared.media import MediaStore
 from shared.messages import Answer, Label, Media, Modality, ModalityWeight, Verdict
@@ -83,7 +84,7 @@ def scored(
         for modality in sorted(expected)
     )
     verdict = Verdict(label, probabilities, score or 0.0, modalities, {"joy": 0.7, "anger": 0.2}, "test@1")
-    return Scored(0, post(post_id, event_time=time, expected=expected, **fields), answers, verdict)
+    return judged(0, post(post_id, event_time=time, expected=expected, **fields), answers, verdict)
 
 
 @dataclass

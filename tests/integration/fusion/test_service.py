@@ -83,7 +83,7 @@ def feed(partitions: int) -> tuple[dict[str, Post], list[Output]]:
                     if modality in one.expected
                 )
                 output = codec.encode_embeddings(
-                    EmbeddingBatch(modality, "test@1", WIDTH, entries),
+                    EmbeddingBatch.of(modality, "test@1", WIDTH, entries),
                     partition=partition,
                     service="test",
                     id=f"{partition}/{start}/{modality.name}",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from protos.crowdtone.v1 import events_pb2
 from services.fusion.revision import Outcome, Scored, Written, counted
 from services.fusion.store import PostgresStore
-from services.fusion.testing import FakeClassifier, MemoryStore
+from services.fusion.testing import FakeClassifier, MemoryStore, judged
 from services.fusion.trends import Counts, Key, deltas
 from services.fusion.verify import verify
 from shared import codec, db
@@ -50,7 +50,7 @@ def scored(
         modality: answer.vector for modality, answer in answers.items() if answer.vector is not None
     }
     (verdict,) = FakeClassifier(model_version).classify([vectors])
-    return Scored(partition, one, answers, verdict)
+    return judged(partition, one, answers, verdict)
 
 
 DELETED = Answer(None, "deleted at the source")
@@ -63,7 +63,8 @@ def gone(post_id: str, **changes: Any) -> Post:
 
 BOTH = post("test:both", expected=frozenset({TEXT, IMAGE}), topics=("lumio",))
 TEXT_ONLY = scored(BOTH, {TEXT: vector(1)})
-FULL = scored(BOTH, {TEXT: vector(1), IMAGE: vector(2)})
+FULL_ANSWERS = {TEXT: vector(1), IMAGE: vector(2)}
+FULL = scored(BOTH, FULL_ANSWERS)
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def written_to(
     store: PostgresStore, *verdicts: Scored, now: datetime = NOW, expired: Sequence[str] = ()
 ) -> list[Written]:
     """Claims and writes, as a restarted process would."""
-    claims = store.claim({verdict.partition for verdict in verdicts} | {0})
+    claims = store.claim({verdict.joined.partition for verdict in verdicts} | {0})
     generations = {partition: claim.generation for partition, claim in claims.items()}
     return store.write(generations, verdicts, next_offsets={}, expired=expired, now=now)
 
@@ -133,7 +134,7 @@ def test_a_verdict_is_kept_whole(store: PostgresStore, engine: sa.Engine) -> Non
     }
     verdict = scored(one, answers)
     weights = (ModalityWeight(TEXT, 0.0, "bad\0reason"), ModalityWeight(SPEECH, 1 / 3))
-    verdict = replace(verdict, verdict=replace(verdict.verdict, modalities=weights))
+    verdict = judged(0, one, answers, replace(verdict.verdict, modalities=weights))
     (item,) = written_to(store, verdict)
     assert (item.outcome, item.sentiment.revision) == (Outcome.WRITTEN, 1)
     (row,) = rows(engine, "SELECT * FROM posts")
@@ -206,7 +207,7 @@ def test_a_fuller_verdict_replaces_a_poorer_one_and_never_the_reverse(
 
 def test_another_model_judges_again(store: PostgresStore, engine: sa.Engine) -> None:
     written_to(store, FULL)
-    newer = scored(BOTH, FULL.answers, model_version="fake@2")
+    newer = scored(BOTH, FULL_ANSWERS, model_version="fake@2")
     assert outcomes(written_to(store, newer)) == [("test:both", Outcome.WRITTEN, 2)]
     assert outcomes(written_to(store, newer)) == [("test:both", Outcome.SAME, 2)]
     assert verify(engine).holds
@@ -230,7 +231,7 @@ def test_an_edit_replaces_the_verdict_in_the_bucket_of_its_post(
     before = everything(engine)
     assert outcomes(written_to(store, FULL)) == [("test:both", Outcome.POORER, 2)]
     assert everything(engine) == before
-    assert outcomes(written_to(store, scored(EDITED, FULL.answers))) == [("test:both", Outcome.WRITTEN, 3)]
+    assert outcomes(written_to(store, scored(EDITED, FULL_ANSWERS))) == [("test:both", Outcome.WRITTEN, 3)]
     assert store.parts({"test:both": 10}) == {}
     assert verify(engine).holds
 
@@ -261,7 +262,7 @@ def test_a_deleted_post_leaves_nothing_of_what_it_said_and_does_not_come_back(
     assert "of-me" not in left
     assert store.parts({"test:both": 0}) == {}
     before = everything(engine)
-    late = [FULL, TEXT_ONLY, scored(EDITED, FULL.answers)]
+    late = [FULL, TEXT_ONLY, scored(EDITED, FULL_ANSWERS)]
     for one in late:
         assert outcomes(written_to(store, one)) == [("test:both", Outcome.POORER, 2)]
     (again,) = written_to(store, tombstone, now=NOW + timedelta(hours=1))
@@ -282,7 +283,7 @@ def test_a_deletion_that_comes_first_keeps_its_post_out(store: PostgresStore, en
 def test_the_latest_form_of_one_write_stands(store: PostgresStore) -> None:
     (item,) = written_to(store, scored(EDITED, {TEXT: vector(1)}), FULL)
     assert item.scored.post.version == 10
-    (item,) = written_to(store, scored(gone("test:both"), {TEXT: DELETED}), scored(EDITED, FULL.answers))
+    (item,) = written_to(store, scored(gone("test:both"), {TEXT: DELETED}), scored(EDITED, FULL_ANSWERS))
     assert item.sentiment.post.deleted
 
 
@@ -294,7 +295,7 @@ def test_retraction_takes_rows_away(store: PostgresStore, engine: sa.Engine) -> 
     """A fuller verdict that comes with other topics: the old ones keep nothing of it."""
     written_to(store, TEXT_ONLY)
     moved = post("test:both", expected=BOTH.expected, topics=("metro",), language="de")
-    written_to(store, scored(moved, FULL.answers))
+    written_to(store, scored(moved, FULL_ANSWERS))
     assert {(key.topic, key.language) for key in trends(engine)} == {("*", "de"), ("metro", "de")}
     assert verify(engine).holds
 
@@ -310,7 +311,7 @@ def test_days_across_midnight_and_the_first_event_time_wins(store: PostgresStore
     )
     # The same post again, fuller, said to be of another day.
     (item,) = written_to(
-        store, scored(post("test:both", event_time=early, expected=BOTH.expected), FULL.answers)
+        store, scored(post("test:both", event_time=early, expected=BOTH.expected), FULL_ANSWERS)
     )
     assert item.sentiment.post.event_time == late
     days = rows(engine, "SELECT tableoid::regclass::text, post_id FROM posts ORDER BY 1, 2")

@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from services.fusion import cli
-from services.fusion.revision import Scored
 from services.fusion.store import PostgresStore
+from services.fusion.testing import judged
 from services.fusion.verify import verify
 from shared import db
 from shared.messages import Answer, Label, Modality, Verdict
@@ -27,7 +27,7 @@ def engine(postgres: PostgresSettings, monkeypatch: pytest.MonkeyPatch) -> Itera
     store = PostgresStore(engine, group="fusion", retry_s=5)
     generations = {0: store.claim([0])[0].generation}
     verdicts = [
-        Scored(
+        judged(
             0,
             post(f"test:{number}", topics=("lumio",), event_time=NOON + timedelta(minutes=5 * number)),
             {Modality.TEXT: Answer(None, "empty")},

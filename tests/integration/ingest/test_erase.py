@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from services.fusion.revision import Scored
 from services.fusion.store import PostgresStore
-from services.fusion.testing import FakeClassifier
+from services.fusion.testing import FakeClassifier, judged
 from services.fusion.verify import verify
 from services.ingest.cli import app
 from services.ingest.intake import author_hash
@@ -25,7 +25,7 @@ VECTOR = np.ones(4, np.float16)
 def scored(one: Post) -> Scored:
     answer = Answer(None, "deleted at the source") if one.deleted else Answer(VECTOR)
     (verdict,) = FakeClassifier().classify([{} if one.deleted else {Modality.TEXT: VECTOR}])
-    return Scored(0, one, {Modality.TEXT: answer}, verdict)
+    return judged(0, one, {Modality.TEXT: answer}, verdict)
 
 
 def test_an_author_is_erased(

@@ -69,7 +69,7 @@ def batches(draw: Callable[[Any], Any]) -> EmbeddingBatch:
     heard = st.tuples(vector, words).map(lambda pair: Answer(pair[0].vector, "", pair[1]))
     absent = words.filter(bool).map(lambda reason: Answer(None, reason))
     entries = draw(st.lists(st.builds(EmbeddingEntry, posts, vector | heard | absent), max_size=6))
-    return EmbeddingBatch(draw(st.sampled_from(Modality)), draw(words), dimension, tuple(entries))
+    return EmbeddingBatch.of(draw(st.sampled_from(Modality)), draw(words), dimension, tuple(entries))
 
 
 def sentiment(one: Post) -> PostSentiment:
@@ -166,7 +166,7 @@ def test_a_damaged_message_is_refused_or_whole(
     """A byte changed, cut or put in: InvalidMessage, or a message that can be written again."""
     one = post("x:1", topics=("a",), media=(Media(Modality.IMAGE, "ab"),))
     answers = (Answer(np.ones(3, np.float16), "", "words"), Answer(None, "broken"))
-    batch = EmbeddingBatch(Modality.TEXT, "m", 3, tuple(EmbeddingEntry(one, answer) for answer in answers))
+    batch = EmbeddingBatch.of(Modality.TEXT, "m", 3, tuple(EmbeddingEntry(one, answer) for answer in answers))
     outputs = (codec.encode_post(one), embedded(batch), *codec.encode_sentiments([sentiment(one)]))
     whole = outputs[DECODERS.index(decode)].value
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -256,7 +256,7 @@ def test_a_post_known_by_its_bytes_is_not_parsed_again() -> None:
         EmbeddingEntry(post("x:1"), Answer(None, "broken")),
         EmbeddingEntry(post("x:2"), Answer(None, "too")),
     )
-    value = embedded(EmbeddingBatch(Modality.TEXT, "m", 3, entries)).value
+    value = embedded(EmbeddingBatch.of(Modality.TEXT, "m", 3, entries)).value
     first, second = codec.decode_embeddings(value).entries
     again = codec.decode_embeddings(value, {first.wire: first.post}).entries
     assert again[0].post is first.post
@@ -271,7 +271,7 @@ def test_a_post_is_passed_on_in_the_bytes_it_came_in() -> None:
     )  # field 127: of a version of this message we do not know
     entry = EmbeddingEntry(codec.decode_post(newer), Answer(None, "broken"), newer)
     (found,) = codec.decode_embeddings(
-        embedded(EmbeddingBatch(Modality.TEXT, "m", 3, (entry,))).value
+        embedded(EmbeddingBatch.of(Modality.TEXT, "m", 3, (entry,))).value
     ).entries
     assert found.wire == newer
     assert found.post == post("x:1")
@@ -280,7 +280,7 @@ def test_a_post_is_passed_on_in_the_bytes_it_came_in() -> None:
 def test_a_vector_of_another_length_is_our_own_fault() -> None:
     entry = EmbeddingEntry(post("x:1"), Answer(np.ones(3, np.float16)))
     with pytest.raises(ValueError, match="shape"):
-        embedded(EmbeddingBatch(Modality.TEXT, "m", 4, (entry,)))
+        embedded(EmbeddingBatch.of(Modality.TEXT, "m", 4, (entry,)))
 
 
 @given(st.binary(max_size=50), st.none() | st.binary(max_size=5), st.text(max_size=30))

@@ -10,7 +10,8 @@ import pytest
 from services.fusion.canary import Canary, watched
 from services.fusion.model import FusionModel
 from services.fusion.settings import SHIPPED_WEIGHTS
-from services.fusion.testing import FakeClassifier
+from services.fusion.testing import FakeClassifier, verdicts_of
+from services.fusion.verdicts import Verdicts
 from shared.errors import ModelBroken
 from shared.messages import Modality, Record, Result, Vector, Verdict
 
@@ -26,8 +27,9 @@ class Turning:
     def __init__(self) -> None:
         self.change: Callable[[Verdict], Verdict] = lambda verdict: verdict
 
-    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> list[Verdict]:
-        return [self.change(verdict) for verdict in FakeClassifier().classify(posts)]
+    def classify(self, posts: Sequence[Mapping[Modality, Vector]]) -> Verdicts:
+        found = [self.change(verdict) for verdict in FakeClassifier().classify(posts)]
+        return verdicts_of(found, found[0].model_version)
 
 
 def device_is_gone(verdict: Verdict) -> Verdict:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from services.fusion.fusion import FENCED_S, Fusion
-from services.fusion.join import Join, merge
-from services.fusion.revision import counted, mask
+from services.fusion.join import Join, mask
+from services.fusion.revision import counted
 from services.fusion.testing import DIMENSION, FakeClassifier, MemoryStore
 from services.fusion.trends import deltas
 from shared import codec
@@ -53,7 +53,7 @@ def record(
     dimension: int = DIMENSION,
     model_version: str = "encoder@1",
 ) -> Record:
-    batch = EmbeddingBatch(
+    batch = EmbeddingBatch.of(
         modality, model_version, dimension, tuple(EmbeddingEntry(post, answer) for post, answer in entries)
     )
     output = codec.encode_embeddings(
@@ -138,7 +138,7 @@ def test_a_late_part_makes_a_new_revision_even_after_a_restart() -> None:
     step = fusion(store, 0)
     result = step.step([record(1, IMAGE, (BOTH, vector(1)))], NOON_S + 1_000)
     assert published(result) == [("test:both", 2, True)]
-    assert store.posts["test:both"].scored.used == mask({TEXT, IMAGE})
+    assert store.posts["test:both"].scored.joined.used == mask({TEXT, IMAGE})
     assert store.kept == {}
 
 
@@ -170,7 +170,7 @@ def test_kept_vectors_of_another_width_are_not_used() -> None:
     step = fusion(store, 0, classifier=Wider("fake@2"))
     result = step.step([record(1, IMAGE, (BOTH, vector(1)))], NOON_S + 100)
     assert published(result) == [("test:both", 1, False)]  # what stands, for the new one is no better
-    assert store.posts["test:both"].scored.used == mask({TEXT})
+    assert store.posts["test:both"].scored.joined.used == mask({TEXT})
 
 
 @pytest.mark.parametrize(
@@ -371,10 +371,10 @@ class World:
                 assert post_id in self.sentiments, "the ledger has passed a verdict that is not published"
                 if one.deleted:
                     continue
-                row = self.store.posts[post_id]
-                assert modality in row.scored.answers, "the ledger has passed an answer that is not stored"
+                joined = self.store.posts[post_id].scored.joined
+                assert modality in joined.answers, "the ledger has passed an answer that is not stored"
                 if answer.vector is not None:
-                    assert row.scored.answers[modality].vector is not None
+                    assert modality in joined.vectors
 
     def latest_read(self, partition: int, post_id: str) -> tuple[bool, int]:
         """Rank of the latest form of a post that any process has read."""
@@ -483,16 +483,18 @@ def test_any_order_and_any_accident_end_in_the_same_tables(
     expected: dict[str, dict[Modality, Answer]] = defaultdict(dict)
     for _, form, modality, answer in all_answers:
         if form.rank == latest[form.post_id] and not form.deleted:
-            expected[form.post_id] = merge(expected[form.post_id], {modality: answer})
+            known = expected[form.post_id].get(modality)
+            if known is None or known.vector is None or answer.vector is not None:
+                expected[form.post_id][modality] = answer
     assert set(world.store.posts) == set(expected)
     assert set(world.store.deleted) == {post_id for post_id, (deleted, _) in latest.items() if deleted}
     for post_id, gone in world.store.deleted.items():
         assert world.sentiments[post_id] == gone.sentiment.revision, "the deletion was published"
     for post_id, parts in expected.items():
         row = world.store.posts[post_id]
-        assert row.scored.complete
+        assert row.scored.joined.complete
         assert row.scored.post.rank == latest[post_id]
-        assert row.scored.answers.keys() == parts.keys()
+        assert row.scored.joined.answers.keys() == parts.keys()
         vectors = {one: part.vector for one, part in parts.items() if part.vector is not None}
         assert row.scored.verdict.label is FakeClassifier().classify([vectors])[0].label
         assert (row.scored.verdict.label is Label.UNSCORED) == (not vectors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.fusion.join import Join, merge
+from services.fusion.join import Join, Joined
 from shared.messages import Answer, EmbeddingBatch, EmbeddingEntry, Modality, Post
 from shared.testing import post
 
@@ -41,7 +41,7 @@ def posted(name: str) -> Post:
 
 def batch(modality: Modality, *names: str, answer: Answer | None = None) -> EmbeddingBatch:
     given = vector() if answer is None else answer
-    return EmbeddingBatch(modality, "m@1", 2, tuple(EmbeddingEntry(posted(name), given) for name in names))
+    return EmbeddingBatch.of(modality, "m@1", 2, tuple(EmbeddingEntry(posted(name), given) for name in names))
 
 
 class At(NamedTuple):
@@ -241,7 +241,7 @@ def test_a_forgotten_partition_gives_nothing_and_takes_nothing() -> None:
 def test_a_post_is_known_by_its_bytes_for_as_long_as_it_waits() -> None:
     def arrives(name: str, wire: bytes, partition: int = 0) -> None:
         entry = EmbeddingEntry(posted(name), vector(), wire)
-        join.add(partition, 0, EmbeddingBatch(TEXT, "m@1", 2, (entry,)), NOON_S)
+        join.add(partition, 0, EmbeddingBatch.of(TEXT, "m@1", 2, (entry,)), NOON_S)
 
     join = started()
     join.restore(1, {})
@@ -278,7 +278,7 @@ def test_too_many_bytes_close_the_oldest_and_a_batch_is_not_kept_for_one_post() 
         big = posted(f"{offset}:TI")
         matrix = np.zeros((500, 384), np.float16)
         entry = EmbeddingEntry(replace(big, text="x" * 3_000), Answer(matrix[7]))
-        join.add(0, offset, EmbeddingBatch(TEXT, "m@1", 384, (entry,)), NOON_S + offset / 100)
+        join.add(0, offset, EmbeddingBatch.of(TEXT, "m@1", 384, (entry,)), NOON_S + offset / 100)
         for closed in join.close(NOON_S + offset / 100):
             vector = closed.answers[TEXT].vector
             assert vector is not None
@@ -345,7 +345,7 @@ def test_a_record_without_answers_moves_the_offset() -> None:
 def test_merge(
     old: dict[Modality, Answer], new: dict[Modality, Answer], merged: dict[Modality, float | None]
 ) -> None:
-    found = merge(old, new)
+    found = Joined.of(0, post()).after(new).after(old).answers
     assert {
         modality: None if answer.vector is None else float(answer.vector[0])
         for modality, answer in found.items()
@@ -408,3 +408,71 @@ def test_nothing_is_held_but_open_posts_and_no_offset_passes_one(
     assert join.finished() == {each: offset for each, offset in enumerate(offsets) if offset}
     join.expire(now + GRACE_S + 100)
     assert join.awaited_posts == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([TEXT, IMAGE, SPEECH]),
+            # Which post and form, and what is said of it: a vector of this number, or none.
+            st.lists(
+                st.tuples(st.sampled_from(["a:TI", "a@2:TIS", "b:TIS", "c:T", "c@x:T"]), st.integers(-2, 5)),
+                min_size=1,
+                max_size=4,
+            ),
+            st.booleans(),  # whether the turn ends here
+        ),
+        max_size=25,
+    )
+)
+def test_what_closes_is_what_the_answers_say_one_by_one(
+    arriving: list[tuple[Modality, list[tuple[str, int]], bool]],
+) -> None:
+    """Against a join that does one answer at a time, with objects."""
+    join = started(grace_s=1_000)
+    closed: list[tuple[str, dict[Modality, object]]] = []
+    open_posts: dict[str, tuple[Post, dict[Modality, Answer]]] = {}
+    expected: list[tuple[str, dict[Modality, object]]] = []
+
+    def said(answers: Mapping[Modality, Answer]) -> dict[Modality, object]:
+        return {
+            one: (
+                answer.absent_reason,
+                answer.transcript,
+                None if answer.vector is None else answer.vector[0],
+            )
+            for one, answer in sorted(answers.items())
+        }
+
+    def turn() -> None:
+        closed.extend((one.post.post_id, said(one.answers)) for one in join.close(NOON_S))
+        for post_id, (form, answers) in list(open_posts.items()):
+            if form.expected <= answers.keys():
+                expected.append((post_id, said(answers)))
+                del open_posts[post_id]
+
+    for offset, (modality, answers, ends) in enumerate(arriving):
+        heard = "words" if modality is SPEECH else ""
+        entries = [
+            EmbeddingEntry(posted(name), Answer(None, f"reason {number}", heard))
+            if number < 0
+            else EmbeddingEntry(posted(name), Answer(np.full(2, number, np.float16), "", heard))
+            for name, number in answers
+        ]
+        join.add(0, offset, EmbeddingBatch.of(modality, "m@1", 2, entries), NOON_S)
+        for entry in entries:
+            form, post_id = entry.post, entry.post.post_id
+            known = open_posts.get(post_id)
+            if modality not in form.expected or (known and known[0].rank > form.rank):
+                continue
+            if known is None or known[0].rank < form.rank:
+                open_posts.pop(post_id, None)
+                known = open_posts[post_id] = (form, {})
+            before = known[1].get(modality)
+            if before is None or before.vector is None or entry.answer.vector is not None:
+                known[1][modality] = entry.answer
+        if ends:
+            turn()
+    turn()
+    assert sorted(closed, key=str) == sorted(expected, key=str)
+    assert join.open_posts == len(open_posts)

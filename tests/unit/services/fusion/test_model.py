@@ -20,6 +20,7 @@ from services.fusion.model import (
     STRATEGIES,
     FusionModel,
     FusionNetwork,
+    Group,
     ModelConfig,
     load_network,
     save,
@@ -132,7 +133,8 @@ def test_subsets_taken_together_are_answered_as_each_alone(strategy: str, head: 
     tokens = whole[:, columns]
     subsets = torch.tensor([[bool(code & 1 << place) for place in range(3)] for code in range(1, 8)])
     with torch.inference_mode():
-        logits, feelings = made.of_subsets(tokens, columns, subsets)
+        first, second = [(tokens[:2], columns, subsets), (tokens, columns, subsets)]
+        _, (logits, feelings) = made.of_subsets([Group(*first), Group(*second)])
         for subset, found in zip(subsets, logits, strict=True):
             present = torch.zeros(5, 4, dtype=torch.bool)
             present[:, columns] = subset

@@ -6,8 +6,10 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from services.fusion.revision import Outcome, Scored, Standing, counted, fullest, mask, revise
-from shared.messages import Answer, Label, Modality, Verdict
+from services.fusion.join import mask
+from services.fusion.revision import Outcome, Scored, Standing, counted, fullest, revise
+from services.fusion.testing import judged
+from shared.messages import Answer, Label, Modality, Post, Verdict
 from shared.testing import NOON, post
 
 LATER = NOON + timedelta(minutes=5)
@@ -26,7 +28,12 @@ def scored(
         for letter in answers
     }
     verdict = Verdict(Label.POSITIVE, (0.1, 0.2, 0.7), score, (), {}, model_version)
-    return Scored(0, post(post_id, expected=frozenset(LETTERS.values())), given, verdict)
+    return judged(0, post(post_id, expected=frozenset(LETTERS.values())), given, verdict)
+
+
+def formed(one: Scored, form: Post) -> Scored:
+    """The same, of another form of the post."""
+    return replace(one, joined=replace(one.joined, post=form))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,7 @@ def test_a_fuller_verdict_stands(standing: str | None, new: str, outcome: Outcom
     old = None
     if standing is not None:
         known = scored(standing, score=-0.5)
-        old = Standing(known.used, known.answered, known.sentiment(3, NOON))
+        old = Standing(known.joined.used, known.joined.answered, known.sentiment(3, NOON))
     written = revise(old, found, LATER)
     assert written.outcome is outcome
     if outcome is Outcome.WRITTEN:
@@ -72,7 +79,8 @@ def test_a_fuller_verdict_stands(standing: str | None, new: str, outcome: Outcom
 def test_masks_are_bits_of_the_modalities() -> None:
     assert mask([]) == 0
     assert mask([Modality.TEXT, Modality.SPEECH]) == 0b10010
-    assert (scored("Ti").used, scored("Ti").answered) == (0b10, 0b110)
+    joined = scored("Ti").joined
+    assert (joined.used, joined.answered) == (0b10, 0b110)
 
 
 def test_fullest_keeps_one_verdict_a_post_in_order_of_id() -> None:
@@ -87,15 +95,15 @@ def test_fullest_keeps_one_verdict_a_post_in_order_of_id() -> None:
 
 def test_the_latest_form_stands_in_whatever_order_they_come() -> None:
     old = scored("TI")
-    edited = replace(scored("T"), post=replace(old.post, version=2))
+    edited = formed(scored("T"), replace(old.post, version=2))
     assert fullest([old, edited]) == fullest([edited, old]) == [edited]
 
 
 def test_a_deletion_takes_back_what_stood_once_and_says_nothing_of_it() -> None:
     counted_for = scored("TI")
-    standing = Standing(counted_for.used, counted_for.answered, counted_for.sentiment(3, NOON))
-    tombstone = replace(
-        scored("t"), post=post("test:1", deleted=True, text="", topics=("of the tombstone",), language="und")
+    standing = Standing(counted_for.joined.used, counted_for.joined.answered, counted_for.sentiment(3, NOON))
+    tombstone = formed(
+        scored("t"), post("test:1", deleted=True, text="", topics=("of the tombstone",), language="und")
     )
     written = revise(standing, tombstone, LATER)
     assert written.outcome is Outcome.WRITTEN
@@ -115,10 +123,11 @@ def test_scores_are_whole_millionths(score: float, micro: int) -> None:
 
 
 def test_complete_and_transcript() -> None:
-    assert not scored("TIA").complete
+    assert not scored("TIA").joined.complete
     whole = scored("TIaS")
-    assert whole.complete
-    assert whole.transcript == ""
+    assert whole.joined.complete
+    assert whole.joined.transcript == ""
     heard = Answer(np.ones(2, np.float16), transcript="never again")
-    spoken = Scored(0, whole.post, {Modality.SPEECH: heard}, whole.verdict)
-    assert spoken.transcript == "never again"
+    spoken = judged(0, whole.post, {Modality.SPEECH: heard}, whole.verdict)
+    assert spoken.joined.transcript == "never again"
+    assert spoken.joined.answers == {Modality.SPEECH: heard}
