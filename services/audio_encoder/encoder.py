@@ -21,7 +21,7 @@ from services.audio_encoder.sounds import SAMPLE_RATE_HZ, Waveform
 from services.audio_encoder.whisper import HOP_SAMPLES, NAME, Heard, Whisper, padded_frames
 from shared import metrics
 from shared.decoding import Decoders
-from shared.device import choose_device, copied, started_on, state_digest
+from shared.device import choose_device, copied, sent, started_on, state_digest
 from shared.e5 import E5
 from shared.encoding import NO_SPEECH, Input, ahead, answers, halving
 from shared.errors import InvalidMessage
@@ -201,10 +201,7 @@ class AudioEncoder:
         if not parts:
             return error
         waveform = torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
-        if self._device != "cpu":
-            # From here, where many do it side by side; a page-locked copy needs no waiting.
-            waveform = waveform.pin_memory().to(self._device, non_blocking=True)
-        return Clip(waveform, item.language)
+        return Clip(sent(waveform, self._device), item.language)  # from here, where many do it side by side
 
     def _batch(self, clips: Sequence[Clip]) -> Callable[[], Sequence[Heard]]:
         samples = [clip.waveform.numel() for clip in clips]

@@ -18,7 +18,7 @@ from services.image_encoder import efficientnet
 from services.image_encoder.settings import ImageEncoderSettings
 from shared import metrics
 from shared.decoding import Decoders
-from shared.device import choose_device, copied, started_on, state_digest
+from shared.device import choose_device, copied, sent, started_on, state_digest
 from shared.encoding import Input, ahead, answers
 from shared.errors import InvalidMessage
 from shared.messages import Answer, Modality
@@ -194,9 +194,7 @@ class ImageEncoder:
         decoded = [picture for picture in pictures if not isinstance(picture, Tensor)]
         copied: Iterator[Tensor] = iter(())
         if decoded:
-            stacked = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
-            if self._device == "cuda":
-                stacked = stacked.pin_memory().to(self._device, non_blocking=True)
+            stacked = sent(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), self._device)
             if len(decoded) == len(pictures):
                 return stacked
             copied = iter(stacked)

@@ -46,7 +46,7 @@ def test_posts_go_from_kafka_to_postgres_and_each_figure_is_there(
     monkeypatch.setenv("CROWDTONE_FUSION_MODEL", str(tmp_path / "fusion"))
     options = ["--text-only", "--posts", "60", "--per-s", "50", "--device", "cpu", "--json"]
     result = CliRunner().invoke(app, ["e2e", *options], catch_exceptions=False)
-    figures = json.loads(result.output.splitlines()[-1])
+    figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["verify_holds"] is True
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p95_ms"] <= figures["latency_p99_ms"]
     assert 0 < figures["latency_to_classified_p50_ms"] < figures["latency_p50_ms"]
@@ -64,7 +64,7 @@ def test_posts_go_from_kafka_to_postgres_and_each_figure_is_there(
 def test_what_waits_is_worked_off_and_the_memory_of_each_service_is_told() -> None:
     options = ["--service", "alerts", "--service", "fusion", "--posts", "300", "--json"]
     result = CliRunner().invoke(app, ["backlog", *options], catch_exceptions=False)
-    figures = json.loads(result.output.splitlines()[-1])
+    figures = json.loads(result.stdout.splitlines()[-1])
     assert (figures["posts_stored"], figures["verify_holds"]) == (300, True)
     for name in ("fusion", "alerts"):
         assert figures[f"{name}_records_left"] == 0
@@ -102,6 +102,16 @@ def test_an_encoders_loop_is_measured_with_its_model_and_without(
     else:
         assert asked >= 2 * 150  # the round that warms up, and one
         assert 0 < figures["ratio_to_bare_loop"] < 10
+
+
+def test_an_encoders_load_is_shared_among_processes() -> None:
+    given = ["encode", "--posts", "64", "--rounds", "1", "--device", "cpu", "--processes", "2", "--json"]
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    figures = json.loads(result.stdout)
+    assert (figures["posts"], figures["processes"]) == (64, 2)
+    assert figures["ratio_to_bare_loop"] > 0
+    assert 0 < figures["batch_fill"] <= 1, "what the processes saw is told"
+    assert "round 1 of 1" in result.stderr
 
 
 def test_only_the_text_encoder_is_measured_without_its_model() -> None:
