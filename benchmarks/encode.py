@@ -275,8 +275,6 @@ def _side_by_side(
     once. What they have `seen` is there at the end of `with`."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(len(shares_of) + 1)
-    # The tokenizer would take all cores in each of them.
-    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(shares_of)))
     # Not among the arguments: a start waits until those are read, for which a process imports torch first.
     given: multiprocessing.Queue[Sequence[Record]] = context.Queue()
     told: multiprocessing.SimpleQueue[Seen] = context.SimpleQueue()
@@ -310,6 +308,8 @@ def _serve(
     told: multiprocessing.SimpleQueue[Seen],
 ) -> None:
     seen = Seen()
+    # The tokenizer would take all cores in each of the processes; the barrier is for them and who began them.
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (together.parties - 1)))
     try:
         subject = _subject(modality, shape, model)
         service = _through(subject, MediaStore(MediaSettings(url=folder.as_uri())), None, given.get(), seen)

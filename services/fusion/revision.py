@@ -148,17 +148,18 @@ def _compare(standing: Standing, scored: Scored) -> Outcome:
 
 def counted(sentiment: PostSentiment) -> Counted:
     """What the trends count of it."""
-    post, verdict = sentiment.post, sentiment.verdict
-    micro = score_micro(verdict.score)
-    return Counted(post.event_time, post.topics, post.platform, post.language, verdict.label, micro)
+    return _counted(sentiment.post, sentiment.verdict.label, sentiment.verdict.score)
 
 
 def counted_new(items: Iterable[Written]) -> Iterator[Counted]:
-    """What the trends count of verdicts that stand now."""
+    """The same of verdicts that stand now, which need not be made for it."""
     for item in items:
-        post, verdicts, row = item.scored.joined.post, item.scored.verdicts, item.scored.row
-        micro = score_micro(verdicts.scores[row])
-        yield Counted(post.event_time, post.topics, post.platform, post.language, verdicts.labels[row], micro)
+        verdicts, row = item.scored.verdicts, item.scored.row
+        yield _counted(item.scored.joined.post, verdicts.labels[row], verdicts.scores[row])
+
+
+def _counted(post: Post, label: Label, score: float) -> Counted:
+    return Counted(post.event_time, post.topics, post.platform, post.language, label, score_micro(score))
 
 
 def score_micro(score: float) -> int:

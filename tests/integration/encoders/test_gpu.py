@@ -44,7 +44,6 @@ def least_cosine(one: Encoder, other: Encoder, inputs: list[Input], slot: Modali
 
 def test_texts_of_any_lengths_are_one_batch() -> None:
     """Random weights: it needs no model but the shape of one."""
-    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=1_000,
         hidden_size=64,
