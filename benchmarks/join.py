@@ -19,7 +19,7 @@ from services.fusion.fusion import Fusion
 from services.fusion.join import Answers, Join
 from services.fusion.model import FusionModel
 from services.fusion.revision import Scored, Written, counted_new, fullest, revise
-from services.fusion.rows import posts_text, trends_text
+from services.fusion.rows import posts_lines, trends_lines
 from services.fusion.settings import SHIPPED_WEIGHTS
 from services.fusion.store import Claim
 from services.fusion.trends import deltas
@@ -134,8 +134,8 @@ class _CopyText:
     ) -> list[Written]:
         def rows() -> list[Written]:
             written = [revise(None, scored, now) for scored in fullest(verdicts)]
-            posts_text(written)
-            trends_text(deltas(counted_new(written)))
+            "\n".join(posts_lines(written))
+            "\n".join(trends_lines(deltas(counted_new(written))))
             return written
 
         self.written = self._clock.timed("rows", rows)

@@ -131,15 +131,15 @@ def rows(
         return cursor.fetchall()
 
 
-def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], content: str) -> None:
+def copy_in(connection: sa.Connection, table: str, columns: Sequence[str], lines: Iterable[str]) -> None:
     """Append rows to a table by COPY, inside the connection's transaction.
 
-    content: a line for each row, the text of its values between tabs; see `copy_texts` and `copy_array`.
+    lines: of each row the text of its values between tabs; see `copy_texts` and `copy_array`.
     Raises what SQLAlchemy raises for an ordinary statement.
     """
     statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
     with _as_sqlalchemy_raises(connection, statement):
-        connection.connection.cursor().copy_expert(statement, StringIO(content))
+        connection.connection.cursor().copy_expert(statement, StringIO("\n".join([*lines, ""])))
 
 
 @contextmanager

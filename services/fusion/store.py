@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import compress
+from operator import not_
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,7 +28,7 @@ from services.fusion.revision import (
     retraction,
     revise,
 )
-from services.fusion.rows import POST_COLUMNS, TREND_COLUMNS, posts_text, trends_text
+from services.fusion.rows import POST_COLUMNS, TREND_COLUMNS, posts_lines, trends_lines
 from services.fusion.trends import Counts, Key, deltas
 from shared import codec, tables, topics
 from shared.db import copy_array, copy_in, retried
@@ -241,14 +243,14 @@ class PostgresStore:
                     [counted(standing.sentiment) for standing in replaced if standing is not None],
                 )
                 # A post that is new to `post_days` has no row, so it needs no upsert and no table between.
-                new = [item for item in stand if known[item.scored.post.post_id].standing is None]
-                copy_in(connection, "posts", POST_COLUMNS, posts_text(new))
+                new = [known[item.scored.post.post_id].standing is None for item in stand]
+                lines = posts_lines(stand)
+                copy_in(connection, "posts", POST_COLUMNS, compress(lines, new))
                 connection.execute(_STAGE)
-                if len(new) < len(stand):
-                    revised = [item for item in stand if known[item.scored.post.post_id].standing is not None]
-                    copy_in(connection, "staged_posts", POST_COLUMNS, posts_text(revised))
+                if not all(new):
+                    copy_in(connection, "staged_posts", POST_COLUMNS, compress(lines, map(not_, new)))
                     connection.execute(_UPSERT_POSTS)
-                copy_in(connection, "staged_trends", TREND_COLUMNS, trends_text(changes))
+                copy_in(connection, "staged_trends", TREND_COLUMNS, trends_lines(changes))
                 _delete(connection, [item for item in fresh if item.scored.post.deleted])
             _keep_parts(connection, written, known, expired, now)
             if next_offsets:

@@ -1,4 +1,4 @@
-"""Rows as the text that COPY reads: read back as Postgres reads it, they say what the verdicts say."""
+"""Rows as the lines that COPY reads: read back as Postgres reads it, they say what the verdicts say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from services.fusion.join import Joined
 from services.fusion.revision import Scored, Written, counted, counted_new, revise
-from services.fusion.rows import POST_COLUMNS, posts_text
+from services.fusion.rows import POST_COLUMNS, posts_lines
 from services.fusion.testing import judged, verdicts_of
 from shared.db import copy_texts
 from shared.messages import Answer, Label, Modality, ModalityWeight, Post, Verdict
@@ -26,6 +26,7 @@ TEXTS = st.text(st.sampled_from('\\\t\n\r\0nt"{,é😀'), max_size=8)
 
 def read(line: str) -> list[str]:
     """The values of one line, unescaped. Source: PostgreSQL's manual, COPY, "Text Format"."""
+    assert "\n" not in line
     return [re.sub(r"\\.", lambda found: ESCAPES[found[0]], value) for value in line.split("\t")]
 
 
@@ -54,7 +55,7 @@ def test_each_post_has_a_line_with_its_own_weights(posts: list[tuple[str, dict[M
             for one, reason in reasons.items()
         ]
         items.append(written(number, text, tuple(shown)))
-    lines = posts_text(items).removesuffix("\n").split("\n")
+    lines = posts_lines(items)
     for item, line in zip(items, lines, strict=True):
         row = dict(zip(POST_COLUMNS, read(line), strict=True))
         weights = item.scored.verdict.modalities
@@ -117,7 +118,7 @@ def test_whatever_turn_and_order_they_come_from_rows_say_what_each_verdict_says(
         assert list(columns) == verdicts
         items += [revise(None, Scored(one, columns, row), NOON) for row, one in enumerate(joined)]
     random.shuffle(items)
-    lines = posts_text(items).removesuffix("\n").split("\n")
+    lines = posts_lines(items)
     for item, line in zip(items, lines, strict=True):
         row = dict(zip(POST_COLUMNS, read(line), strict=True))
         post, verdict = item.sentiment.post, item.sentiment.verdict
