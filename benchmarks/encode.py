@@ -6,6 +6,7 @@ process, on inputs that are ready for it: tokenised and packed over the whole lo
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import tempfile
@@ -24,7 +25,6 @@ import numpy as np
 import torch
 import typer
 from prometheus_client import generate_latest
-from tokenizers import Tokenizer
 
 from benchmarks import load
 from benchmarks.figures import AsJson, Device, OnDevice, Rounds, in_turn_by, show
@@ -38,7 +38,7 @@ from services.text_encoder.settings import TextEncoderSettings
 from shared import e5_weights, heartbeat, worker
 from shared.canary import Canary
 from shared.device import choose_device, started_on
-from shared.e5 import E5, Bert, BertConfig, Reading, fast_tokenize, token_batches
+from shared.e5 import E5, Bert, BertConfig, Reading, token_batches, tokenizer_of
 from shared.embedding_cache import EmbeddingCache
 from shared.encoding import TURNS, Encoder, Input, encode_step
 from shared.media import MediaStore
@@ -308,8 +308,6 @@ def _serve(
     told: multiprocessing.SimpleQueue[Seen],
 ) -> None:
     seen = Seen()
-    # The tokenizer would take all cores in each of the processes; the barrier is for them and who began them.
-    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (together.parties - 1)))
     try:
         subject = _subject(modality, shape, model)
         service = _through(subject, MediaStore(MediaSettings(url=folder.as_uri())), None, given.get(), seen)
@@ -381,9 +379,9 @@ def _text(model: ModelSettings, shape: Shape, encoder: type[TextEncoder] = TextE
 def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
     """RoBERTa-base's shape with random weights, and the default model's tokenizer and so its vocabulary."""
     folder = e5_weights.default_folder(model.cache_dir)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenize, pad_id = tokenizer_of(folder, max_tokens)
     config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=json.loads((folder / "config.json").read_text())["vocab_size"],
         hidden_size=768,
         num_hidden_layers=12,
         num_attention_heads=12,
@@ -396,9 +394,9 @@ def roberta_base(model: ModelSettings, max_tokens: int) -> E5:
         network = Bert(config, torch.randn(config.vocab_size, config.hidden_size) / config.hidden_size**0.5)
     return E5(
         network,
-        fast_tokenize(tokenizer, max_tokens),
+        tokenize,
         dimension=config.hidden_size,
-        pad_id=tokenizer.token_to_id("<pad>") or 0,
+        pad_id=pad_id,
         prefix="",
         max_tokens=max_tokens,
         model_version="roberta-base-shape@random",

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -549,24 +550,37 @@ def _is_bert(folder: Path) -> bool:
 
 def _own(folder: Path, model_version: str, prefix: str, max_tokens: int) -> E5:
     network = Bert.from_folder(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     max_tokens = min(max_tokens, network.position.num_embeddings)
+    tokenize, pad_id = tokenizer_of(folder, max_tokens)
     return E5(
         network,
-        fast_tokenize(tokenizer, max_tokens),
+        tokenize,
         dimension=network.norm.normalized_shape[0],
-        pad_id=tokenizer.token_to_id("<pad>") or tokenizer.token_to_id("[PAD]") or 0,
+        pad_id=pad_id,
         prefix=prefix,
         max_tokens=max_tokens,
         model_version=model_version,
     )
 
 
-def fast_tokenize(tokenizer: Tokenizer, max_tokens: int) -> _Tokenize:
-    """By a tokenizer of Hugging Face's Rust library."""
+def tokenizer_of(folder: Path, max_tokens: int) -> tuple[_Tokenize, int]:
+    """What tokenises for the BERT in this folder, and the id of padding."""
+    if (folder / e5_weights.PIECES).is_file():
+        pieces = SentencePieceProcessor(model_file=str(folder / e5_weights.PIECES))
+        return partial(by_pieces, pieces, max_tokens), pieces.pad_id()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+    pad_id = tokenizer.token_to_id("<pad>") or tokenizer.token_to_id("[PAD]") or 0
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)], pad_id
+
+
+def by_pieces(pieces: SentencePieceProcessor, max_tokens: int, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, start and end included."""
+    # NUL is nothing to it but unknown. One thread: 15 us a text are not worth sharing, and no lock is held.
+    texts = [text.replace("\0", "") for text in texts]
+    rows: list[list[int]] = pieces.encode(texts, add_bos=True, add_eos=True, num_threads=1)
+    return [row if len(row) <= max_tokens else [*row[: max_tokens - 1], row[-1]] for row in rows]
 
 
 class _HuggingFaceStates(nn.Module):

