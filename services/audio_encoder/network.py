@@ -241,10 +241,11 @@ class WhisperNetwork:
         most = max(rows * length for rows, length, _ in shapes)
         sound = torch.zeros(most * layers * 2 * width, dtype=self._dtype, device=self._device)
         pool = torch.cuda.graph_pool_handle()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # one: cuBLAS keeps 32 MB for each
         for most_rows, length, max_tokens in shapes:
             for rows in sorted({-(-most_rows // share) for share in RECORDED_SHARES}):
                 text = _Text(self, rows, length, max_tokens, sound)
-                text.record(pool)
+                text.record(pool, aside)
                 self._texts.append(text)
 
     def _recorded(self, rows: int, length: int, max_tokens: int) -> _Text | None:
@@ -287,6 +288,7 @@ class _Text:
         self.score = torch.zeros(rows, device=device)
         self.ended = torch.ones(rows, dtype=torch.bool, device=device)
         self._places = torch.arange(places, device=device)
+        self._nothing = torch.zeros(places, dtype=dtype, device=device)
         # Keys and values: of what was written, and of the sound, which are computed once.
         self._own = torch.zeros(layers, 2, rows, heads, places, width // heads, dtype=dtype, device=device)
         if sound is None:
@@ -301,21 +303,21 @@ class _Text:
             assert layer.cross_kv is not None
             sound[:rows] = layer.cross_kv(states).view(sound[:rows].shape)
         self.token.fill_(self._network._tokens.start)
-        for buffer in (self.position, self.ids, self.length, self.score):
+        # Keys and values too: what is not to be seen counts 0 times, but 0 times NaN would stay NaN for good.
+        for buffer in (self.position, self.ids, self.length, self.score, self._own):
             buffer.zero_()
         self.ended.fill_(True)
         self.ended[:rows] = ~wanted
 
-    def record(self, pool: Any) -> None:
-        """From here on a turn is one launch."""
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def record(self, pool: Any, aside: Any) -> None:
+        """From here on a turn is one launch. pool: of memory, aside: a stream; the same for all."""
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             self._turn()  # what libraries choose and keep at their first call, they do here
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
             self._turn()
         self._replay = graph.replay
 
@@ -346,7 +348,8 @@ class _Text:
         net = self._network
         rows, heads = self.token.shape[0], net._heads
         x = net._embedding[self.token] + net._decoder_positions.index_select(0, self.position)
-        seen = (self._places <= self.position)[None, None, None, :]
+        # As numbers: of a mask each layer would make them again, by three launches.
+        seen = self._nothing.masked_fill(self._places > self.position, -torch.inf)[None, None, None, :]
         for layer, own, sound in zip(net._decoder_layers, self._own, self._sound, strict=True):
             qkv = layer.qkv(layer.norm(x)).view(rows, 3, heads, 1, -1)
             own.index_copy_(3, self.position, qkv[:, 1:].transpose(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import ne
 
@@ -16,6 +17,7 @@ from services.audio_encoder.encoder import AudioEncoder
 from services.audio_encoder.settings import AudioEncoderSettings
 from services.audio_encoder.silero import Silero
 from services.audio_encoder.whisper import Whisper
+from services.image_encoder import on_device
 from services.image_encoder.encoder import ImageEncoder
 from services.image_encoder.settings import ImageEncoderSettings
 from services.text_encoder.encoder import TextEncoder
@@ -108,6 +110,31 @@ def test_pictures(decode_on_device: bool) -> None:
     assert least_cosine(cpu, gpu, inputs, Modality.IMAGE) > (0.97 if decode_on_device else LEAST_COSINE)
 
 
+def test_pictures_decoded_in_memory_that_was_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group after group, by two turns at once, each has the pixels that it has alone."""
+
+    def decoded(contents: list[bytes]) -> list[torch.Tensor]:
+        found = on_device.decode(contents, 224, 10**8, "cuda")
+        return [picture for picture in found if picture is not None]
+
+    pictures = list(load.pictures(12))
+    alone = torch.stack([decoded([content])[0] for content in pictures]).cpu()
+    monkeypatch.setattr(on_device, "PIXELS_AT_ONCE", 3_000_000)
+    busy = torch.randn(4_096, 4_096, device="cuda")
+
+    def turn(_: int) -> torch.Tensor:
+        found = torch.stack(decoded(pictures * 6))
+        for _ in range(20):
+            busy @ busy  # what takes memory, and leaves it with work still to do
+        return found.cpu()
+
+    with ThreadPoolExecutor(2) as turns:
+        for found in turns.map(turn, range(10)):
+            # One picture and many may be decoded by different parts of the GPU.
+            apart = (found.float() - alone.float().repeat(6, 1, 1, 1)).abs().mean((1, 2, 3))
+            assert float(apart.max()) < 1
+
+
 def in_float32(text: TextModelSettings) -> AudioEncoder:
     """The audio encoder on the CPU, computed by torch: whoever has a GPU may have no CTranslate2."""
     cache_dir = ModelSettings().cache_dir
@@ -138,6 +165,7 @@ def test_sounds() -> None:
     small = AudioEncoder.load(
         ModelSettings(device="cuda"), AudioEncoderSettings(max_batch_frames=1, decoders=1), text
     )
+    recorded = AudioEncoder.load(ModelSettings(device="cuda"), AudioEncoderSettings(cuda_graphs=True), text)
     cpu = in_float32(text)
     assert least_cosine(cpu, gpu, inputs, Modality.AUDIO) > LEAST_COSINE
     assert least_cosine(small, gpu, inputs, Modality.AUDIO) > LEAST_COSINE
@@ -145,6 +173,9 @@ def test_sounds() -> None:
     # A token may be as likely as another, but for the last place of a float16.
     assert sum(map(ne, here, there)) <= len(inputs) // 20, [*zip(here, there, strict=True)]
     assert sum(map(ne, alone, there)) <= len(inputs) // 20, [*zip(alone, there, strict=True)]
+    replayed = words(recorded, inputs)
+    assert sum(map(ne, replayed, there)) <= len(inputs) // 20, [*zip(replayed, there, strict=True)]
+    assert words(recorded, inputs) == replayed
     hiss = np.random.default_rng(0).normal(0, 3_000, 32_000).astype("<i2")
     (answer,) = gpu.encode([Input(media=(load.wav(hiss),))])
     assert answer[Modality.SPEECH].absent_reason == NO_SPEECH

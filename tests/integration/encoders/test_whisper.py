@@ -127,8 +127,9 @@ def test_memory_kept_for_larger_batches_changes_nothing(
     network: WhisperNetwork, states: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, but that there the launches are recorded."""
-    monkeypatch.setattr(_Text, "record", lambda text, pool: None)
+    monkeypatch.setattr(_Text, "record", lambda text, pool, aside: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     wanted = torch.ones(3, dtype=torch.bool)
     before = network.write(states[:3], wanted, likeliest, 50)()
     network.record([(16, states.shape[1], 50), (3, 1_500, 112)])
