@@ -25,6 +25,14 @@ BACKLOGS: Final = (1, 10, 100)
 PROCESSES: Final = (1, 2, 4)
 PROCESSES_TIMES: Final = 20
 """So many times the least backlog for each number of processes."""
+POSTS: Final = {
+    Service.text_encoder: 20,
+    Service.image_encoder: 10,
+    Service.audio_encoder: 4,
+    Service.fusion: 1_000,
+    Service.alerts: 200,
+}
+"""The least backlog: a hundred times that is some minutes' work of a core at most."""
 WARM_UP: Final = {
     Service.text_encoder: 16,
     Service.image_encoder: 16,
@@ -48,11 +56,16 @@ class Took(NamedTuple):
 def command(
     service: Annotated[Service, typer.Option(help="Which one works it off.")] = Service.fusion,
     posts: Annotated[
-        int, typer.Option(help="The least backlog; the others are 10 and 100 times it.", min=1)
-    ] = 1_000,
+        int,
+        typer.Option(
+            help="The least backlog; the others are 10 and 100 times it. 0: as many as take a few minutes.",
+            min=0,
+        ),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Posts/s and CPU a post at 1, 10 and 100 times a backlog, and with 1, 2 and 4 processes."""
+    posts = posts or POSTS[service]
     figures: dict[str, object] = {
         "service": service.value,
         "cores": len(os.sched_getaffinity(0)),

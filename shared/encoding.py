@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
@@ -116,10 +117,12 @@ def encode_step(
 
     canary: asked when idle for `canary_s`, and when nothing of a batch could be encoded. What it raises ends
     the process with that batch unanswered; when it raises nothing the inputs were bad, and each is absent.
-    cache: asked before the model and the media store are; the canary goes past it.
+    cache: asked before the model and the media store are; the canary goes past it. With one, what a turn is
+    answering is not asked again by another.
     media_bytes: of media held at once; the posts of a step are encoded in as many goes as that takes.
     """
     checked_s = 0.0
+    under_way: dict[bytes, Future[Answers]] = {}
 
     def step(records: Sequence[Record], now: float) -> Result:
         nonlocal checked_s
@@ -143,7 +146,7 @@ def encode_step(
                 batches[record.partition].append((record, post))
         # All partitions together: the device sees the largest batches there are.
         flat = [post for batch in batches.values() for _, post in batch]
-        answers = iter(_answers(service, encoder, media, flat, canary, cache, media_bytes))
+        answers = iter(_answers(service, encoder, media, flat, canary, cache, media_bytes, under_way))
         for partition, batch in batches.items():
             for part in _parts(batch):
                 rows = [(post, next(answers), record.value) for record, post in part]
@@ -198,28 +201,47 @@ def _answers(
     canary: Checks,
     cache: Cache | None,
     media_bytes: int,
+    under_way: dict[bytes, Future[Answers]],
 ) -> list[Answers]:
-    """One answer per post, in order; content that was answered before is neither read nor encoded again.
+    """One answer per post, in order; content that was answered before, or is being answered by another turn
+    (`under_way`), is neither read nor encoded again.
 
     Raises what the canary raises.
     """
     if cache is None:
         return _encoded(encoder, media, posts, canary, media_bytes)
     keys = [content_key(encoder.slots[0], post) for post in posts]
-    known = dict(cache.get(list({key for key in keys if key})))
-    metrics.CACHED.labels(service).inc(sum(key in known for key in keys))
-    asked: list[int] = []
-    first: dict[bytes, int] = {}
-    for index, key in enumerate(keys):
-        if key is None or (key not in known and key not in first):
-            asked.append(index)
-            if key is not None:
-                first[key] = index
-    encoded = _encoded(encoder, media, [posts[index] for index in asked], canary, media_bytes)
-    by_index = dict(zip(asked, encoded, strict=True))
-    fresh = {key: by_index[index] for key, index in first.items()}
-    cache.put(fresh)
-    known |= fresh
+    # Nobody waits before his own are answered, so no two can wait for one another.
+    own: dict[bytes, Future[Answers]] = {}
+    others: dict[bytes, Future[Answers]] = {}
+    for key in {key for key in keys if key is not None}:
+        future: Future[Answers] = Future()
+        first = under_way.setdefault(key, future)
+        (own if first is future else others)[key] = first
+    try:
+        known = dict(cache.get(list(own)))
+        metrics.CACHED.labels(service).inc(sum(key in known or key in others for key in keys))
+        indices = {key: index for index, key in reversed([*enumerate(keys)]) if key in own}
+        asked = [
+            index
+            for index, key in enumerate(keys)
+            if key is None or (indices.get(key) == index and key not in known)
+        ]
+        encoded = _encoded(encoder, media, [posts[index] for index in asked], canary, media_bytes)
+        by_index = dict(zip(asked, encoded, strict=True))
+        fresh = {key: by_index[index] for key, index in indices.items() if key not in known}
+        cache.put(fresh)
+        known |= fresh
+        for key, future in own.items():
+            future.set_result(known[key])
+    except BaseException as error:
+        for future in own.values():
+            future.set_exception(error)
+        raise
+    finally:
+        for key in own:
+            del under_way[key]
+    known |= {key: future.result() for key, future in others.items()}
     return [by_index[index] if key is None else known[key] for index, key in enumerate(keys)]
 
 

@@ -11,7 +11,9 @@ INGEST_FETCHES = Counter(
     "crowdtone_ingest_fetches_total", "Addresses of media, by whether they were fetched.", ["outcome"]
 )
 ABSENT = Counter("crowdtone_absent_total", "Declared modalities that could not be encoded.", ["service"])
-CACHED = Counter("crowdtone_embeddings_cached_total", "Posts answered from the cache.", ["service"])
+CACHED = Counter(
+    "crowdtone_embeddings_cached_total", "Posts answered from the cache, or by a turn under way.", ["service"]
+)
 BATCH_BUDGET = Counter(
     "crowdtone_batch_budget_total",
     "What the batches of a model could hold: tokens, pictures or frames of 10 ms.",

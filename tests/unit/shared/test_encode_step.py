@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from shared import codec, topics
 from shared.canary import Canary
-from shared.encoding import Input, answers, encode_step
+from shared.encoding import Answers, Input, answers, encode_step
 from shared.errors import ModelBroken
 from shared.media import MediaStore
 from shared.messages import Answer, EmbeddingBatch, Media, Modality, Output, Post, Record, TopicPartition
@@ -235,3 +237,76 @@ def test_media_are_held_a_few_at_a_time(media: MediaStore) -> None:
     assert all(entry.answer.vector is not None for entry in answers)
     assert max(held) <= 10_000_000
     assert len(held) == 1 + 11
+
+
+class Kept(dict[bytes, Answers]):
+    """A cache in memory."""
+
+    def get(self, keys: Sequence[bytes]) -> Mapping[bytes, Answers]:  # type: ignore[override]
+        return {key: self[key] for key in keys if key in self}
+
+    def put(self, answers: Mapping[bytes, Answers]) -> None:
+        self.update(answers)
+
+
+class Slow(FakeEncoder):
+    """Begins to encode "slow" and ends when it may; `broken`, it then fails as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__(Modality.TEXT)
+        self.begun, self.may_end, self.broken = threading.Event(), threading.Event(), False
+        self.asked: list[str] = []
+
+    def encode(self, inputs: Sequence[Input]) -> list[Mapping[Modality, Answer]]:
+        self.asked += [item.text for item in inputs]
+        if inputs[0].text == "slow":
+            self.begun.set()
+            assert self.may_end.wait(30)
+            if self.broken:
+                raise RuntimeError("no device")
+        return super().encode(inputs)
+
+
+def vectors(output: Output) -> list[list[float]]:
+    found = [entry.answer.vector for entry in codec.decode_embeddings(output.value).entries]
+    return [[] if vector is None else vector.tolist() for vector in found]
+
+
+def test_what_another_turn_is_answering_is_waited_for(media: MediaStore) -> None:
+    encoder = Slow()
+    run = encode_step("text_encoder", encoder, media, canary=Canary(encoder), cache=Kept())
+    encoder.asked.clear()
+    with ThreadPoolExecutor(2) as turns:
+        first = turns.submit(run, [record(post("x:1", text="slow"), 0, 0)], NOON.timestamp())
+        assert encoder.begun.wait(30)
+        posts = [post("x:2", text="new"), post("x:3", text="slow"), post("x:4", text="new")]
+        again = turns.submit(run, [record(one, 0, n) for n, one in enumerate(posts, 1)], NOON.timestamp())
+        with pytest.raises(TimeoutError):
+            again.result(0.2)
+        encoder.may_end.set()
+        (slow,) = vectors(*first.result(30).outputs)
+        new, also_slow, also_new = vectors(*again.result(30).outputs)
+    assert encoder.asked == ["slow", "new"]
+    assert also_slow == slow
+    assert also_new == new != slow
+    assert run([record(posts[1], 0, 4)], NOON.timestamp()).posts == 1
+    assert encoder.asked == ["slow", "new"], "it is in the cache"
+
+
+def test_a_turn_that_fails_fails_those_that_wait_for_it_and_is_not_remembered(media: MediaStore) -> None:
+    encoder = Slow()
+    run = encode_step("text_encoder", encoder, media, canary=Canary(encoder), cache=Kept())
+    encoder.broken = True
+    with ThreadPoolExecutor(2) as turns:
+        records = [record(post("x:1", text="slow"), 0, 0)]
+        first = turns.submit(run, records, NOON.timestamp())
+        assert encoder.begun.wait(30)
+        again = turns.submit(run, records, NOON.timestamp())
+        with pytest.raises(TimeoutError):
+            again.result(0.2)
+        encoder.may_end.set()
+        for turn in (first, again):
+            with pytest.raises(RuntimeError, match="no device"):
+                turn.result(30)
+    encoder.broken = False
+    assert run(records, NOON.timestamp()).posts == 1
