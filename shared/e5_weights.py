@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import permutations
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
@@ -239,13 +240,9 @@ def _normalisation(characters: Mapping[str, str]) -> NormalizerSpec:
     rules = dict(characters)
     for code in (code for code in range(0x80, 0x110000) if not 0xD800 <= code < 0xE000):
         whole = chr(code)
-        parts = unicodedata.normalize("NFD", whole)
-        if len(parts) > 1:
-            # All in pieces, all but its last mark composed, and with its letters made plain.
-            partly = unicodedata.normalize("NFC", parts[:-1]) + parts[-1]
-            for form in (parts, partly, unicodedata.normalize("NFKD", whole)):
-                if len(form) > 1 and form != characters.get(whole, whole):
-                    rules.setdefault(form, characters.get(whole, whole))
+        for form in _decomposed(whole):
+            if form != characters.get(whole, whole):
+                rules.setdefault(form, characters.get(whole, whole))
     written = BytesIO()
     with NamedTemporaryFile("w", suffix=".tsv") as table:
         for old, new in rules.items():
@@ -261,6 +258,20 @@ def _normalisation(characters: Mapping[str, str]) -> NormalizerSpec:
             minloglevel=2,
         )
     return ModelProto.FromString(written.getvalue()).normalizer_spec
+
+
+def _decomposed(whole: str) -> Iterator[str]:
+    """The sequences that are the same character: with all marks apart or with the last one, in any order that
+    means the same (Vietnamese writes both), and with its letters made plain."""
+    parts = unicodedata.normalize("NFD", whole)
+    if len(parts) == 1:
+        return
+    for marks in permutations(parts[1:]):
+        form = parts[0] + "".join(marks)
+        if unicodedata.normalize("NFD", form) == parts:
+            yield form
+            yield unicodedata.normalize("NFC", form[:-1]) + form[-1]
+    yield unicodedata.normalize("NFKD", whole)
 
 
 def _codes(text: str) -> str:

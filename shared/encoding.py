@@ -124,6 +124,9 @@ def encode_step(
     checked_s = 0.0
     under_way: dict[bytes, Future[Answers]] = {}
 
+    def encode(posts: Sequence[Post]) -> list[Answers]:
+        return _encoded(encoder, media, posts, canary, media_bytes)
+
     def step(records: Sequence[Record], now: float) -> Result:
         nonlocal checked_s
         time = datetime.fromtimestamp(now, UTC)
@@ -146,7 +149,11 @@ def encode_step(
                 batches[record.partition].append((record, post))
         # All partitions together: the device sees the largest batches there are.
         flat = [post for batch in batches.values() for _, post in batch]
-        answers = iter(_answers(service, encoder, media, flat, canary, cache, media_bytes, under_way))
+        answers = iter(
+            encode(flat)
+            if cache is None
+            else _once(service, encoder.slots[0], flat, encode, cache, under_way)
+        )
         for partition, batch in batches.items():
             for part in _parts(batch):
                 rows = [(post, next(answers), record.value) for record, post in part]
@@ -193,24 +200,20 @@ def _parts(batch: Sequence[tuple[Record, Post]]) -> Iterator[list[tuple[Record, 
     yield part
 
 
-def _answers(
+def _once(
     service: str,
-    encoder: Encoder,
-    media: MediaStore,
+    slot: Modality,
     posts: Sequence[Post],
-    canary: Checks,
-    cache: Cache | None,
-    media_bytes: int,
+    encode: Callable[[Sequence[Post]], list[Answers]],
+    cache: Cache,
     under_way: dict[bytes, Future[Answers]],
 ) -> list[Answers]:
     """One answer per post, in order; content that was answered before, or is being answered by another turn
-    (`under_way`), is neither read nor encoded again.
+    (`under_way`), is not encoded again.
 
-    Raises what the canary raises.
+    Raises what `encode` raises, in this turn or in the one waited for.
     """
-    if cache is None:
-        return _encoded(encoder, media, posts, canary, media_bytes)
-    keys = [content_key(encoder.slots[0], post) for post in posts]
+    keys = [content_key(slot, post) for post in posts]
     # Nobody waits before his own are answered, so no two can wait for one another.
     own: dict[bytes, Future[Answers]] = {}
     others: dict[bytes, Future[Answers]] = {}
@@ -227,8 +230,7 @@ def _answers(
             for index, key in enumerate(keys)
             if key is None or (indices.get(key) == index and key not in known)
         ]
-        encoded = _encoded(encoder, media, [posts[index] for index in asked], canary, media_bytes)
-        by_index = dict(zip(asked, encoded, strict=True))
+        by_index = dict(zip(asked, encode([posts[index] for index in asked]), strict=True))
         fresh = {key: by_index[index] for key, index in indices.items() if key not in known}
         cache.put(fresh)
         known |= fresh

@@ -41,6 +41,14 @@ TEXTS = [
 ]
 
 
+# Vietnamese with its marks in any order, some of them in their letter already, and Korean in its letters.
+DECOMPOSED = [
+    *["ệ", "e\u0323\u0302", "e\u0302\u0323", "ê\u0323", "ẹ\u0302", "ố", "o\u0302\u0301", "ô\u0301"],
+    *["ặ", "a\u0306\u0323", "ă\u0323", "ử", "u\u031b\u0309", "u\u0309\u031b", "n", "g", " ", "đ"],
+    *["한", "\u1112\u1161\u11ab", "하\u11ab", "가"],
+]
+
+
 @pytest.fixture(scope="module")
 def e5() -> E5:
     torch.set_num_threads(1)
@@ -124,6 +132,7 @@ def test_hugging_faces_form_normalises_characters_alike(
             st.sampled_from(TEXTS),
             # Little to choose from, so that it repeats itself: ends of runs are where two ways tie.
             st.text(st.sampled_from("ha.!u谢哈 é\u0301ñ😂\u200d\t"), max_size=30),
+            st.lists(st.sampled_from(DECOMPOSED), max_size=12).map("".join),
             st.text(
                 st.characters(max_codepoint=0x2FFF, exclude_categories=["Cs", "Cn", "Co", "M"]), max_size=30
             ),
