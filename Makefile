@@ -77,7 +77,11 @@ protoc = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I. -
 proto: setup  ## Generate code from protos/.
 	@$(call protoc,.)
 
-lock: setup  ## Bring requirements.lock to pyproject.toml. UPGRADE=1: and everything to its newest version.
+# Not the whole set-up, which needs the lock: code may import already what is not in it yet.
+$(BIN)/uv:
+	@deploy/setup.sh
+
+lock: $(BIN)/uv  ## Bring requirements.lock to pyproject.toml. UPGRADE=1: and everything to its newest version.
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras \
 	  --no-header $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
 
